@@ -1,0 +1,2 @@
+//! Kubernetes, as one binary.
+fn main() {}
