@@ -1,0 +1,52 @@
+//! Kubeconfig files: who to talk to, whom to trust, who one is.
+
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+use crate::files::{self, FileError};
+use crate::pki::CertKey;
+
+/// A kubeconfig with everything embedded, under the one name k3s uses for cluster, user and context.
+pub fn render(name: &str, server: &str, ca_pem: &str, identity: &CertKey) -> String {
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": name, "cluster": {"server": server, "certificate-authority-data": STANDARD.encode(ca_pem)}}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+        "current-context": name,
+        "users": [{"name": name, "user": {
+            "client-certificate-data": STANDARD.encode(&identity.cert_pem),
+            "client-key-data": STANDARD.encode(&identity.key_pem),
+        }}],
+    });
+    // JSON would do (YAML contains it), but people read and edit this file.
+    serde_saphyr::to_string(&config).unwrap_or_else(|_| config.to_string())
+}
+
+/// Writes it where it differs, so that an unchanged file keeps its time.
+pub fn write(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
+    use std::os::unix::fs::PermissionsExt;
+    let same_mode = std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o7777 == mode);
+    if same_mode && files::read(path)?.as_deref() == Some(text) {
+        return Ok(());
+    }
+    files::write(path, text.as_bytes(), mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_yaml_that_reads_back() {
+        let identity = CertKey { cert_pem: "CERT".to_owned(), key_pem: "KEY".to_owned() };
+        let text = render("default", "https://127.0.0.1:6443", "CA", &identity);
+        let back: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(back["current-context"], "default");
+        assert_eq!(back["clusters"][0]["cluster"]["server"], "https://127.0.0.1:6443");
+        assert_eq!(back["users"][0]["user"]["client-key-data"], STANDARD.encode("KEY"));
+    }
+}

@@ -1,0 +1,192 @@
+//! The certificate authorities of a cluster and what they sign.
+//!
+//! Files and their names are k3s' (`server-ca.crt`, `client-admin.crt`, `service.key`, …), so recipes keep working. A
+//! leaf certificate is made anew when it expires soon, when its names change or when its CA changed; its key stays.
+
+mod leaf;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+};
+use time::{Duration, OffsetDateTime};
+
+use crate::files::{self, FileError};
+
+const CA_LIFETIME: Duration = Duration::days(3650);
+const LEAF_LIFETIME: Duration = Duration::days(365);
+/// A leaf with less than this left is made anew; k3s' value.
+const RENEW_BEFORE: Duration = Duration::days(120);
+/// Machines without a clock battery come up in the past; certificates are valid from a little before now.
+const CLOCK_SLACK: Duration = Duration::hours(1);
+
+/// A certificate (with its chain) and its private key, both PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertKey {
+    pub cert_pem: String,
+    pub key_pem: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{} holds no usable key or certificate; put the original back or remove it and its pair", path.display())]
+    Unreadable { path: PathBuf, source: rcgen::Error },
+    #[error("{} exists without {}; put it back or remove both", present.display(), missing.display())]
+    HalfPair { present: PathBuf, missing: PathBuf },
+    #[error("make certificate {name}")]
+    Make { name: String, source: rcgen::Error },
+}
+
+/// What a leaf certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    Client,
+    Server,
+}
+
+/// What a leaf certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// The file stem: `client-admin`.
+    pub file: &'static str,
+    pub usage: Usage,
+    /// The user name of a client.
+    pub common_name: String,
+    /// The groups of a client.
+    pub organizations: Vec<String>,
+    pub dns_names: Vec<String>,
+    pub ip_addresses: Vec<IpAddr>,
+}
+
+impl Leaf {
+    pub fn client(file: &'static str, user: &str, groups: &[&str]) -> Self {
+        Self {
+            file,
+            usage: Usage::Client,
+            common_name: user.to_owned(),
+            organizations: groups.iter().map(|group| (*group).to_owned()).collect(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+        }
+    }
+
+    pub fn server(file: &'static str, name: &str, dns_names: Vec<String>, ip_addresses: Vec<IpAddr>) -> Self {
+        Self {
+            file,
+            usage: Usage::Server,
+            common_name: name.to_owned(),
+            organizations: Vec::new(),
+            dns_names,
+            ip_addresses,
+        }
+    }
+}
+
+/// One certificate authority: its key signs.
+pub struct Authority {
+    cert_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// Reads `<dir>/<file>.crt` and `.key`, or makes them when neither exists.
+    fn ensure(dir: &Path, file: &str, now: OffsetDateTime) -> Result<Self, PkiError> {
+        let (cert_path, key_path) = pair(dir, file);
+        let (cert_pem, key) = match (files::read(&cert_path)?, files::read(&key_path)?) {
+            (Some(cert), Some(key)) => {
+                let key = KeyPair::from_pem(&key)
+                    .map_err(|source| PkiError::Unreadable { path: key_path.clone(), source })?;
+                (cert, key)
+            }
+            // The certificate is written last: a key alone is what a crash in between leaves, and it signed nothing.
+            (None, _) => {
+                let make = |source| PkiError::Make { name: file.to_owned(), source };
+                let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
+                let name = format!("mussel-{file}@{}", now.unix_timestamp());
+                let cert = ca_params(&name, now).self_signed(&key).map_err(make)?;
+                files::write(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+                files::write(&cert_path, cert.pem().as_bytes(), 0o644)?;
+                (cert.pem(), key)
+            }
+            (Some(_), None) => return Err(PkiError::HalfPair { present: cert_path, missing: key_path }),
+        };
+        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key)
+            .map_err(|source| PkiError::Unreadable { path: cert_path, source })?;
+        Ok(Self { cert_pem, issuer })
+    }
+}
+
+/// All of a server's certificate authorities and its service account key.
+pub struct Pki {
+    dir: PathBuf,
+    pub server_ca: Authority,
+    pub client_ca: Authority,
+    pub request_header_ca: Authority,
+    /// Signs service account tokens; ECDSA P-256 (ES256), PKCS #8 PEM.
+    pub service_account_key_pem: String,
+}
+
+impl Pki {
+    /// Reads or makes everything in `dir` (`<data-dir>/server/tls`).
+    pub fn ensure(dir: &Path) -> Result<Self, PkiError> {
+        let now = OffsetDateTime::now_utc();
+        files::create_dir(dir, 0o700)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            server_ca: Authority::ensure(dir, "server-ca", now)?,
+            client_ca: Authority::ensure(dir, "client-ca", now)?,
+            request_header_ca: Authority::ensure(dir, "request-header-ca", now)?,
+            service_account_key_pem: service_account_key(&dir.join("service.key"))?,
+        })
+    }
+
+    /// The leaf's certificate and key from its files, made or renewed when needed. The second value tells whether it is new.
+    pub fn leaf(&self, leaf: &Leaf) -> Result<(CertKey, bool), PkiError> {
+        let authority = match leaf.usage {
+            Usage::Client => &self.client_ca,
+            Usage::Server => &self.server_ca,
+        };
+        leaf::ensure(&self.dir, authority, leaf, OffsetDateTime::now_utc())
+    }
+
+    /// The client certificate with which the aggregator speaks to extension API servers.
+    pub fn auth_proxy(&self) -> Result<(CertKey, bool), PkiError> {
+        let leaf = Leaf::client("client-auth-proxy", "system:auth-proxy", &[]);
+        leaf::ensure(&self.dir, &self.request_header_ca, &leaf, OffsetDateTime::now_utc())
+    }
+}
+
+fn service_account_key(path: &Path) -> Result<String, PkiError> {
+    if let Some(pem) = files::read(path)? {
+        KeyPair::from_pem(&pem).map_err(|source| PkiError::Unreadable { path: path.to_owned(), source })?;
+        return Ok(pem);
+    }
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+        .map_err(|source| PkiError::Make { name: "service.key".to_owned(), source })?;
+    let pem = key.serialize_pem();
+    files::write(path, pem.as_bytes(), 0o600)?;
+    Ok(pem)
+}
+
+fn ca_params(name: &str, now: OffsetDateTime) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages =
+        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyCertSign];
+    params.not_before = now - CLOCK_SLACK;
+    params.not_after = now + CA_LIFETIME;
+    params
+}
+
+fn pair(dir: &Path, file: &str) -> (PathBuf, PathBuf) {
+    (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")))
+}
