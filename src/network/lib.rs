@@ -1,1 +1,12 @@
-//! mussel-network
+//! The network of a node: pods' interfaces and addresses, host ports, masquerading, and Services.
+//!
+//! The only crate that changes the host's networking. It touches nothing but its own interfaces, routes and iptables chains
+//! (`MUSSEL-*` and kube-proxy's `KUBE-*`), and finds what it made before when it starts again.
+//!
+//! [`pods`] gives sandboxes their interface, [`host`] prepares the machine, [`proxy`] programs Services.
+
+pub mod cidr;
+pub mod host;
+pub mod iptables;
+mod netlink;
+pub mod pods;

@@ -1,0 +1,96 @@
+//! What the machine as a whole needs before pods can talk: kernel settings, the address of the node's DNS, and a guard for
+//! unmatched Service addresses.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::cidr::Cidr;
+use crate::iptables::{Iptables, IptablesError};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::pods::VETH_PREFIX;
+
+pub use crate::netlink::NetlinkError as HostNetworkError;
+
+/// Carries the cluster DNS address on every node.
+pub const DNS_INTERFACE: &str = "mussel-dns";
+/// Chains that are ours; kube-proxy's names are kept, so tools that look at them work.
+const CHAIN_PREFIXES: [&str; 2] = ["KUBE-", "MUSSEL-"];
+
+/// Settings without which packets do not pass, and the limits that many watches meet.
+const SYSCTLS: [(&str, u64); 6] = [
+    ("net/ipv4/ip_forward", 1),
+    ("net/bridge/bridge-nf-call-iptables", 1),
+    ("net/bridge/bridge-nf-call-ip6tables", 1),
+    ("net/ipv6/conf/all/forwarding", 1),
+    ("fs/inotify/max_user_instances", 8192),
+    ("fs/inotify/max_user_watches", 524_288),
+];
+
+/// Brings kernel settings up to what a node needs; higher values stay. Failures are logged: in a container the settings may
+/// be the host's to make.
+pub fn tune_kernel() {
+    for (name, wanted) in SYSCTLS {
+        let path = Path::new("/proc/sys").join(name);
+        let current = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        match current {
+            None => tracing::debug!(setting = name, "kernel setting does not exist here"),
+            Some(current) if current >= wanted => {}
+            Some(current) => match std::fs::write(&path, wanted.to_string()) {
+                Ok(()) => tracing::info!(setting = name, from = current, to = wanted, "kernel setting raised"),
+                Err(error) => tracing::warn!(setting = name, wanted, %error, "kernel setting cannot be changed"),
+            },
+        }
+    }
+}
+
+/// Puts the cluster DNS address on this machine, and the guard route behind the Services.
+pub async fn prepare(service_cidr: Cidr, dns: &[IpAddr]) -> Result<(), NetlinkError> {
+    let netlink = Netlink::open()?;
+    netlink.ensure_unreachable(service_cidr).await?;
+    if !dns.is_empty() {
+        let index = netlink.ensure_dummy(DNS_INTERFACE).await?;
+        for address in dns {
+            netlink.ensure_address(index, *address, if address.is_ipv4() { 32 } else { 128 }).await?;
+        }
+        netlink.up(index).await?;
+    }
+    Ok(())
+}
+
+/// What could not be undone; the rest was.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Iptables(#[from] IptablesError),
+}
+
+/// Undoes all that this crate did to the machine. Goes on after a failure and returns every error.
+pub async fn cleanup(bridge: &str, service_cidr: Cidr) -> Vec<CleanupError> {
+    let mut errors = Vec::new();
+    let mut note = |result: Result<(), CleanupError>| errors.extend(result.err());
+    match Netlink::open() {
+        Ok(netlink) => {
+            note(netlink.delete(DNS_INTERFACE).await.map_err(Into::into));
+            let veths = netlink.names(VETH_PREFIX).await.unwrap_or_default();
+            for veth in veths {
+                note(netlink.delete(&veth).await.map_err(Into::into));
+            }
+            note(netlink.delete(bridge).await.map_err(Into::into));
+            note(netlink.remove_unreachable(service_cidr).await.map_err(Into::into));
+        }
+        Err(error) => note(Err(error.into())),
+    }
+    match Iptables::find() {
+        Ok(iptables) => {
+            for table in ["nat", "filter", "mangle"] {
+                note(iptables.remove_chains(table, &CHAIN_PREFIXES).await.map_err(Into::into));
+            }
+        }
+        // Without the tool there can be no rules of ours.
+        Err(IptablesError::Missing { .. }) => {}
+        Err(error) => note(Err(error.into())),
+    }
+    errors
+}
