@@ -9,10 +9,10 @@ use crate::iptables::{Iptables, IptablesError};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::pods::VETH_PREFIX;
 
-pub use crate::netlink::NetlinkError as HostNetworkError;
-
-/// Carries the cluster DNS address on every node.
+/// Carries the cluster DNS address on every node. A bridge without ports, because every kernel that can run pods has
+/// bridges, while dummy interfaces are a module of their own.
 pub const DNS_INTERFACE: &str = "mussel-dns";
+const GUARD: &str = "MUSSEL-GUARD";
 /// Chains that are ours; kube-proxy's names are kept, so tools that look at them work.
 const CHAIN_PREFIXES: [&str; 2] = ["KUBE-", "MUSSEL-"];
 
@@ -43,23 +43,32 @@ pub fn tune_kernel() {
     }
 }
 
-/// Puts the cluster DNS address on this machine, and the guard route behind the Services.
-pub async fn prepare(service_cidr: Cidr, dns: &[IpAddr]) -> Result<(), NetlinkError> {
+/// Puts the cluster DNS address on this machine, gives Service addresses a route and a guard.
+///
+/// The route is for programs on the node itself: the kernel looks for one before iptables may translate the address, and a
+/// machine at the edge need not have a default route. The guard refuses what no Service took, so that no packet to a Service
+/// address ever leaves the node.
+pub async fn prepare(iptables: &Iptables, service_cidr: Cidr, dns: &[IpAddr]) -> Result<(), HostNetworkError> {
     let netlink = Netlink::open()?;
-    netlink.ensure_unreachable(service_cidr).await?;
-    if !dns.is_empty() {
-        let index = netlink.ensure_dummy(DNS_INTERFACE).await?;
-        for address in dns {
-            netlink.ensure_address(index, *address, if address.is_ipv4() { 32 } else { 128 }).await?;
-        }
-        netlink.up(index).await?;
+    let index = netlink.ensure_bridge(DNS_INTERFACE).await?;
+    for address in dns {
+        netlink.ensure_address(index, *address, if address.is_ipv4() { 32 } else { 128 }).await?;
+    }
+    netlink.up(index).await?;
+    netlink.ensure_link_route(index, service_cidr).await?;
+    let guard = format!(
+        "*filter\n:{GUARD} - [0:0]\n-A {GUARD} -d {service_cidr} -m addrtype ! --dst-type LOCAL -j REJECT\nCOMMIT\n"
+    );
+    iptables.restore(&guard).await?;
+    for chain in ["FORWARD", "OUTPUT"] {
+        iptables.ensure_rule("filter", chain, &["-j", GUARD], false).await?;
     }
     Ok(())
 }
 
-/// What could not be undone; the rest was.
+/// What could not be done or undone.
 #[derive(Debug, thiserror::Error)]
-pub enum CleanupError {
+pub enum HostNetworkError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
@@ -67,9 +76,9 @@ pub enum CleanupError {
 }
 
 /// Undoes all that this crate did to the machine. Goes on after a failure and returns every error.
-pub async fn cleanup(bridge: &str, service_cidr: Cidr) -> Vec<CleanupError> {
+pub async fn cleanup(bridge: &str) -> Vec<HostNetworkError> {
     let mut errors = Vec::new();
-    let mut note = |result: Result<(), CleanupError>| errors.extend(result.err());
+    let mut note = |result: Result<(), HostNetworkError>| errors.extend(result.err());
     match Netlink::open() {
         Ok(netlink) => {
             note(netlink.delete(DNS_INTERFACE).await.map_err(Into::into));
@@ -78,7 +87,6 @@ pub async fn cleanup(bridge: &str, service_cidr: Cidr) -> Vec<CleanupError> {
                 note(netlink.delete(&veth).await.map_err(Into::into));
             }
             note(netlink.delete(bridge).await.map_err(Into::into));
-            note(netlink.remove_unreachable(service_cidr).await.map_err(Into::into));
         }
         Err(error) => note(Err(error.into())),
     }

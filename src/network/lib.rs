@@ -10,3 +10,4 @@ pub mod host;
 pub mod iptables;
 mod netlink;
 pub mod pods;
+pub mod proxy;

@@ -1,20 +1,19 @@
 //! The few things we ask of the kernel through netlink, each safe to repeat.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use futures::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::route::RouteType;
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkDummy, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use netlink_packet_route::route::RouteScope;
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use crate::cidr::Cidr;
 
 const EEXIST: i32 = -17;
 const ENODEV: i32 = -19;
-const ESRCH: i32 = -3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -24,8 +23,6 @@ pub enum NetlinkError {
     Request { action: String, source: rtnetlink::Error },
     #[error("interface {0} does not exist")]
     NoInterface(String),
-    #[error("{0} is not of the same IP family as its route")]
-    Family(IpAddr),
 }
 
 /// A netlink connection to the network namespace in which it was opened.
@@ -89,10 +86,6 @@ impl Netlink {
 
     pub async fn ensure_bridge(&self, name: &str) -> Result<u32, NetlinkError> {
         self.ensure(name, LinkBridge::new(name).build()).await
-    }
-
-    pub async fn ensure_dummy(&self, name: &str) -> Result<u32, NetlinkError> {
-        self.ensure(name, LinkDummy::new(name).build()).await
     }
 
     async fn ensure(&self, name: &str, message: LinkMessage) -> Result<u32, NetlinkError> {
@@ -161,28 +154,30 @@ impl Netlink {
     }
 
     pub async fn add_default_route(&self, gateway: IpAddr) -> Result<(), NetlinkError> {
-        let builder = RouteMessageBuilder::<IpAddr>::new();
-        let route = builder.gateway(gateway).map_err(|_| NetlinkError::Family(gateway))?.build();
+        let route = match gateway {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(v4).build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(v6).build(),
+        };
         let added = self.handle.route().add(route).execute().await;
         tolerate(added, EEXIST).map_err(request(&format!("add a default route by {gateway}")))
     }
 
-    /// Packets to this network that nothing else takes are refused at once instead of leaving the node.
-    pub async fn ensure_unreachable(&self, network: Cidr) -> Result<(), NetlinkError> {
-        let added = self.handle.route().add(unreachable(network)?).execute().await;
-        tolerate(added, EEXIST).map_err(request(&format!("add an unreachable route for {network}")))
+    /// Packets to this network leave by the interface, unless a better route takes them.
+    pub async fn ensure_link_route(&self, index: u32, network: Cidr) -> Result<(), NetlinkError> {
+        let prefix = network.prefix();
+        let route = match network.address() {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(v4, prefix)
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .build(),
+            IpAddr::V6(v6) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, prefix).output_interface(index).build()
+            }
+        };
+        let added = self.handle.route().add(route).execute().await;
+        tolerate(added, EEXIST).map_err(request(&format!("add a route for {network}")))
     }
-
-    pub async fn remove_unreachable(&self, network: Cidr) -> Result<(), NetlinkError> {
-        let deleted = self.handle.route().del(unreachable(network)?).execute().await;
-        tolerate(deleted, ESRCH).map_err(request(&format!("remove the unreachable route for {network}")))
-    }
-}
-
-fn unreachable(network: Cidr) -> Result<netlink_packet_route::route::RouteMessage, NetlinkError> {
-    let builder = RouteMessageBuilder::<IpAddr>::new().kind(RouteType::Unreachable);
-    let builder = builder.destination_prefix(network.address(), network.prefix());
-    Ok(builder.map_err(|_| NetlinkError::Family(network.address()))?.build())
 }
 
 fn request(action: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError + use<> {

@@ -19,7 +19,8 @@ pub async fn install(iptables: &Iptables, bridge: &str, cluster_cidr: Cidr) -> R
     iptables.ensure_rule("nat", "PREROUTING", &local, false).await?;
     iptables.ensure_rule("nat", "OUTPUT", &local, false).await?;
     iptables.ensure_rule("nat", "POSTROUTING", &["-j", POSTROUTING], true).await?;
-    iptables.ensure_rule("filter", "FORWARD", &["-j", FORWARD], false).await?;
+    // Behind the service proxy's rules, which refuse packets to Services without endpoints.
+    iptables.ensure_rule("filter", "FORWARD", &["-j", FORWARD], true).await?;
     // A host port on 127.0.0.1 leaves by the bridge with a loopback address, until it is masqueraded.
     let setting = format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet");
     if let Err(error) = std::fs::write(&setting, "1") {
