@@ -1,0 +1,43 @@
+//! How a store is opened: where it lives, and the bounds on what it keeps.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What [`crate::Store::open`] needs to know. `Config::new(dir)` is right for a server on a small machine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The store's own directory. Created when missing; nothing else may live in it.
+    pub dir: PathBuf,
+    /// Changed keys are written to the state tree at most this long after the first change.
+    pub checkpoint_interval: Duration,
+    /// A log that has grown by this much is checkpointed at once.
+    pub log_bytes_max: u64,
+    /// How much history is kept for watches and for snapshots of past revisions.
+    pub history_bytes_max: usize,
+    /// As `history_bytes_max`, counted in revisions.
+    pub history_revisions_max: usize,
+    /// Commits that wait in one watcher's queue before the watcher is cut off.
+    pub watch_commits_max: usize,
+    /// The largest Txn that is accepted: all keys and values together.
+    pub txn_bytes_max: usize,
+    /// Writes are refused while the file system has less room than this, so that the log never meets a full disk.
+    pub free_bytes_min: u64,
+    /// The engine's page cache. The store reads from memory, so that this only serves writing.
+    pub cache_bytes: u64,
+}
+
+impl Config {
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            checkpoint_interval: Duration::from_secs(60),
+            log_bytes_max: 4 << 20,
+            history_bytes_max: 8 << 20,
+            history_revisions_max: 20_000,
+            watch_commits_max: 1024,
+            txn_bytes_max: 3 << 20,
+            free_bytes_min: 16 << 20,
+            cache_bytes: 8 << 20,
+        }
+    }
+}

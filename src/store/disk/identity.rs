@@ -1,0 +1,103 @@
+//! Who this member is, in a file of its own beside the database.
+//!
+//! A database that lost its files opens as an empty one. The marker tells such a member from a fresh one: it names the
+//! cluster and the member, and the newest checkpoint that the database must still have.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::OpenError;
+
+/// The newest layout of the directory that this version writes, and the only one that it reads.
+pub(crate) const FORMAT: u32 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) cluster: u128,
+    pub(crate) member: u64,
+}
+
+impl Identity {
+    /// A new cluster of which this is the first member.
+    pub(crate) fn found() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(Self { cluster: u128::from_le_bytes(bytes), member: 1 })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Marker {
+    pub(crate) identity: Identity,
+    /// The log index after the newest checkpoint that is known to be on disk; 0 before the first.
+    pub(crate) checkpointed: u64,
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join("identity")
+}
+
+pub(crate) fn read(dir: &Path) -> Result<Option<Marker>, OpenError> {
+    let file = path(dir);
+    let text = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(OpenError::Read { file, source }),
+    };
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+            .ok_or_else(|| OpenError::Corrupt { file: file.clone(), detail: format!("no field {name}") })
+    };
+    let bad = |name: &str| OpenError::Corrupt { file: file.clone(), detail: format!("field {name} is not a number") };
+    let found: u32 = field("format")?.parse().map_err(|_| bad("format"))?;
+    if found != FORMAT {
+        return Err(OpenError::Format { file, found, supported: FORMAT });
+    }
+    Ok(Some(Marker {
+        identity: Identity {
+            cluster: u128::from_str_radix(field("cluster")?, 16).map_err(|_| bad("cluster"))?,
+            member: field("member")?.parse().map_err(|_| bad("member"))?,
+        },
+        checkpointed: field("checkpointed")?.parse().map_err(|_| bad("checkpointed"))?,
+    }))
+}
+
+/// Replaces the marker as a whole. It is on disk when this returns.
+pub(crate) fn write(dir: &Path, marker: &Marker) -> io::Result<()> {
+    let Marker { identity: Identity { cluster, member }, checkpointed } = marker;
+    let text = format!("format={FORMAT}\ncluster={cluster:032x}\nmember={member}\ncheckpointed={checkpointed}\n");
+    let temporary = dir.join("identity.new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path(dir))?;
+    sync_dir(dir)
+}
+
+/// Makes names that were created in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_survives_a_round_trip() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), None);
+        let marker = Marker { identity: Identity::found().unwrap(), checkpointed: 7 };
+        write(dir.path(), &marker).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Some(marker));
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("identity"), "format=99\n").unwrap();
+        assert!(matches!(read(dir.path()), Err(OpenError::Format { found: 99, .. })));
+    }
+}

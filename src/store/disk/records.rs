@@ -1,0 +1,320 @@
+//! What records look like on disk. Our own structs, each behind a version byte, never openraft's: a new openraft is an
+//! upgrade of code and not of data.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::{EntryPayload, Membership, StoredMembership};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::raft::{Batch, Entry, LeaderId, LogId, Member, MembershipOf, StoredMembershipOf, Vote};
+use crate::{Precondition, Revision, Txn, Versioned};
+
+const VERSION: u8 = 1;
+
+/// A byte string that is written and read in one piece, not byte by byte.
+struct Raw<'a>(&'a [u8]);
+
+impl Serialize for Raw<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Raw<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Raw<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Raw<'de>, E> {
+                Ok(Raw(bytes))
+            }
+        }
+        deserializer.deserialize_bytes(Visitor)
+    }
+}
+
+impl Raw<'_> {
+    /// A copy of its own: a slice of the record would keep the whole record in memory.
+    fn to_bytes(&self) -> Bytes {
+        Bytes::copy_from_slice(self.0)
+    }
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy)]
+struct LogIdRecord {
+    term: u64,
+    member: u64,
+    index: u64,
+}
+
+impl From<LogId> for LogIdRecord {
+    fn from(id: LogId) -> Self {
+        Self { term: id.leader_id.term, member: id.leader_id.node_id, index: id.index }
+    }
+}
+
+impl From<LogIdRecord> for LogId {
+    fn from(record: LogIdRecord) -> Self {
+        LogId { leader_id: LeaderId { term: record.term, node_id: record.member }, index: record.index }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct VoteRecord {
+    term: u64,
+    member: u64,
+    committed: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MembershipRecord {
+    configs: Vec<BTreeSet<u64>>,
+    members: BTreeMap<u64, String>,
+}
+
+impl From<&MembershipOf> for MembershipRecord {
+    fn from(membership: &MembershipOf) -> Self {
+        Self {
+            configs: membership.get_joint_config().clone(),
+            members: membership.nodes().map(|(id, member)| (*id, member.address.clone())).collect(),
+        }
+    }
+}
+
+impl MembershipRecord {
+    fn into_membership(self) -> io::Result<MembershipOf> {
+        // An empty membership is what a member has before it is told of its cluster; openraft's constructor refuses it.
+        if self.configs.is_empty() && self.members.is_empty() {
+            return Ok(Membership::default());
+        }
+        let members: BTreeMap<u64, Member> =
+            self.members.into_iter().map(|(id, address)| (id, Member { address })).collect();
+        Membership::new(self.configs, members).map_err(|e| corrupt(format!("membership: {e}")))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum PreconditionRecord<'a> {
+    #[serde(borrow)]
+    Absent(Raw<'a>),
+    At(Raw<'a>, u64),
+    Present(Raw<'a>),
+}
+
+#[derive(Serialize, Deserialize)]
+struct TxnRecord<'a> {
+    #[serde(borrow)]
+    preconditions: Vec<PreconditionRecord<'a>>,
+    puts: Vec<(Raw<'a>, Raw<'a>)>,
+    deletes: Vec<Raw<'a>>,
+}
+
+impl<'a> From<&'a Txn> for TxnRecord<'a> {
+    fn from(txn: &'a Txn) -> Self {
+        let precondition = |p: &'a Precondition| match p {
+            Precondition::Absent(key) => PreconditionRecord::Absent(Raw(key)),
+            Precondition::At(key, revision) => PreconditionRecord::At(Raw(key), revision.0),
+            Precondition::Present(key) => PreconditionRecord::Present(Raw(key)),
+        };
+        Self {
+            preconditions: txn.preconditions.iter().map(precondition).collect(),
+            puts: txn.puts.iter().map(|(key, value)| (Raw(key), Raw(value))).collect(),
+            deletes: txn.deletes.iter().map(|key| Raw(key)).collect(),
+        }
+    }
+}
+
+impl From<TxnRecord<'_>> for Txn {
+    fn from(record: TxnRecord<'_>) -> Self {
+        let precondition = |p: &PreconditionRecord<'_>| match p {
+            PreconditionRecord::Absent(key) => Precondition::Absent(key.to_bytes()),
+            PreconditionRecord::At(key, revision) => Precondition::At(key.to_bytes(), Revision(*revision)),
+            PreconditionRecord::Present(key) => Precondition::Present(key.to_bytes()),
+        };
+        Self {
+            preconditions: record.preconditions.iter().map(precondition).collect(),
+            puts: record.puts.iter().map(|(key, value)| (key.to_bytes(), value.to_bytes())).collect(),
+            deletes: record.deletes.iter().map(Raw::to_bytes).collect(),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum PayloadRecord<'a> {
+    Blank,
+    #[serde(borrow)]
+    Txns(Vec<TxnRecord<'a>>),
+    Membership(MembershipRecord),
+}
+
+#[derive(Serialize, Deserialize)]
+struct EntryRecord<'a> {
+    id: LogIdRecord,
+    #[serde(borrow)]
+    payload: PayloadRecord<'a>,
+}
+
+/// What the state tree as a whole stands for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Checkpoint {
+    pub(crate) applied: Option<LogId>,
+    pub(crate) membership: StoredMembershipOf,
+    pub(crate) revision: Revision,
+    /// How many keys there are, and their digest: a state tree that lost a page is noticed at open.
+    pub(crate) keys: u64,
+    pub(crate) digest: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CheckpointRecord {
+    applied: Option<LogIdRecord>,
+    membership_id: Option<LogIdRecord>,
+    membership: MembershipRecord,
+    revision: u64,
+    keys: u64,
+    digest: u64,
+}
+
+fn corrupt(detail: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, detail.into())
+}
+
+fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+    postcard::to_extend(value, vec![VERSION]).map_err(|e| corrupt(format!("encode record: {e}")))
+}
+
+fn decode<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> io::Result<T> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|e| corrupt(format!("{what}: {e}"))),
+        Some((version, _)) => Err(corrupt(format!("{what}: record version {version} is not known"))),
+        None => Err(corrupt(format!("{what}: empty record"))),
+    }
+}
+
+pub(crate) fn encode_log_id(id: LogId) -> io::Result<Vec<u8>> {
+    encode(&LogIdRecord::from(id))
+}
+
+pub(crate) fn decode_log_id(bytes: &[u8]) -> io::Result<LogId> {
+    decode::<LogIdRecord>("log id", bytes).map(LogId::from)
+}
+
+pub(crate) fn encode_vote(vote: &Vote) -> io::Result<Vec<u8>> {
+    encode(&VoteRecord { term: vote.leader_id.term, member: vote.leader_id.node_id, committed: vote.committed })
+}
+
+pub(crate) fn decode_vote(bytes: &[u8]) -> io::Result<Vote> {
+    let record: VoteRecord = decode("vote", bytes)?;
+    Ok(Vote { leader_id: LeaderId { term: record.term, node_id: record.member }, committed: record.committed })
+}
+
+pub(crate) fn encode_entry(entry: &Entry) -> io::Result<Vec<u8>> {
+    let payload = match &entry.payload {
+        EntryPayload::Blank => PayloadRecord::Blank,
+        EntryPayload::Normal(batch) => PayloadRecord::Txns(batch.0.iter().map(TxnRecord::from).collect()),
+        EntryPayload::Membership(membership) => PayloadRecord::Membership(membership.into()),
+    };
+    encode(&EntryRecord { id: entry.log_id.into(), payload })
+}
+
+pub(crate) fn decode_entry(bytes: &[u8]) -> io::Result<Entry> {
+    let record: EntryRecord<'_> = decode("log entry", bytes)?;
+    let payload = match record.payload {
+        PayloadRecord::Blank => EntryPayload::Blank,
+        PayloadRecord::Txns(txns) => EntryPayload::Normal(Batch(Arc::new(txns.into_iter().map(Txn::from).collect()))),
+        PayloadRecord::Membership(membership) => EntryPayload::Membership(membership.into_membership()?),
+    };
+    Ok(Entry { log_id: record.id.into(), payload })
+}
+
+pub(crate) fn encode_checkpoint(checkpoint: &Checkpoint) -> io::Result<Vec<u8>> {
+    encode(&CheckpointRecord {
+        applied: checkpoint.applied.map(Into::into),
+        membership_id: checkpoint.membership.log_id().map(Into::into),
+        membership: checkpoint.membership.membership().into(),
+        revision: checkpoint.revision.0,
+        keys: checkpoint.keys,
+        digest: checkpoint.digest,
+    })
+}
+
+pub(crate) fn decode_checkpoint(bytes: &[u8]) -> io::Result<Checkpoint> {
+    let record: CheckpointRecord = decode("checkpoint", bytes)?;
+    Ok(Checkpoint {
+        applied: record.applied.map(Into::into),
+        membership: StoredMembership::new(record.membership_id.map(Into::into), record.membership.into_membership()?),
+        revision: Revision(record.revision),
+        keys: record.keys,
+        digest: record.digest,
+    })
+}
+
+/// One key's value in the state tree. Written by hand: it is the bulk of the data.
+pub(crate) fn encode_versioned(versioned: &Versioned) -> Vec<u8> {
+    let mut record = Vec::with_capacity(9 + versioned.value.len());
+    record.push(VERSION);
+    record.extend_from_slice(&versioned.revision.0.to_le_bytes());
+    record.extend_from_slice(&versioned.value);
+    record
+}
+
+pub(crate) fn decode_versioned(bytes: &[u8]) -> io::Result<Versioned> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => {
+            let (revision, value) = body.split_first_chunk().ok_or_else(|| corrupt("value: record is too short"))?;
+            let revision = Revision(u64::from_le_bytes(*revision));
+            Ok(Versioned { value: Bytes::copy_from_slice(value), revision })
+        }
+        Some((version, _)) => Err(corrupt(format!("value: record version {version} is not known"))),
+        None => Err(corrupt("value: empty record")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn entries_survive_a_round_trip() {
+        let txn = Txn {
+            preconditions: vec![
+                Precondition::Absent(key("a")),
+                Precondition::At(key("b"), Revision(300)),
+                Precondition::Present(key("")),
+            ],
+            puts: vec![(key("a"), Bytes::from(vec![7; 5000])), (key("b"), Bytes::new())],
+            deletes: vec![key("c")],
+        };
+        let id = LogId { leader_id: LeaderId { term: 3, node_id: 1 }, index: 900 };
+        let members = BTreeMap::from([(1, Member { address: "10.0.0.1:6443".into() }), (2, Member::default())]);
+        for payload in [
+            EntryPayload::Blank,
+            EntryPayload::Normal(Batch(Arc::new(vec![txn, Txn::default()]))),
+            EntryPayload::Membership(Membership::new(vec![BTreeSet::from([1])], members).unwrap()),
+        ] {
+            let entry = Entry { log_id: id, payload };
+            assert_eq!(decode_entry(&encode_entry(&entry).unwrap()).unwrap(), entry);
+        }
+    }
+
+    #[test]
+    fn an_unknown_version_is_an_error() {
+        let mut record = encode_versioned(&Versioned { value: key("v"), revision: Revision(1) });
+        assert!(decode_versioned(&record).is_ok());
+        record[0] = 9;
+        assert!(decode_versioned(&record).is_err());
+        assert!(decode_entry(&[]).is_err());
+        assert!(decode_entry(&[VERSION, 200, 200]).is_err());
+    }
+}

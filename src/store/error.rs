@@ -1,0 +1,41 @@
+//! Why a store does not open. Every variant leaves what is on disk as it was.
+
+use std::io;
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("create store directory {}", dir.display())]
+    Create { dir: PathBuf, source: io::Error },
+    #[error("store directory {} is not writable", dir.display())]
+    NotWritable { dir: PathBuf, source: io::Error },
+    #[error("store directory {} is in use by {}; stop it first", dir.display(), holder(.pid))]
+    Locked { dir: PathBuf, pid: Option<u32> },
+    #[error("read {}", file.display())]
+    Read { file: PathBuf, source: io::Error },
+    #[error("write {}", file.display())]
+    Write { file: PathBuf, source: io::Error },
+    #[error("store file {} is corrupt: {detail}; restore it from a backup, or move it away to start empty", file.display())]
+    Corrupt { file: PathBuf, detail: String },
+    #[error(
+        "store directory {} belongs to a member that had data, but its database {}; restore it from a backup, or remove the directory to start empty",
+        dir.display(),
+        detail
+    )]
+    Lost { dir: PathBuf, detail: String },
+    #[error("store file {} has format {found}, this version reads format {supported}", file.display())]
+    Format { file: PathBuf, found: u32, supported: u32 },
+    #[error("this binary cannot make writes durable: sync_file_range is not overridden")]
+    FlushNotDurable,
+    #[error("open database {}", file.display())]
+    Engine { file: PathBuf, source: io::Error },
+    #[error("start raft: {detail}")]
+    Raft { detail: String },
+}
+
+fn holder(pid: &Option<u32>) -> String {
+    match pid {
+        Some(pid) => format!("process {pid}"),
+        None => "another process".to_string(),
+    }
+}

@@ -1,0 +1,249 @@
+//! Raft's log and vote, on the disk thread.
+//!
+//! The newest entries stay in memory: the state machine reads each once, right after it became durable, and shares its
+//! bytes. Older ones are only read at start and by members that lag.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, RaftLogReader};
+
+use crate::disk::engine::{Space, Writes};
+use crate::disk::records;
+use crate::disk::thread::Disk;
+use crate::raft::{Entry, LogId, Payload, Types, Vote};
+
+const VOTE: &[u8] = b"vote";
+const PURGED: &[u8] = b"purged";
+
+/// Entries beyond this are read from disk when they are wanted again.
+const CACHE_BYTES_MAX: usize = 512 << 10;
+const CACHE_ENTRIES_MAX: usize = 512;
+
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    disk: Disk,
+    /// The last index that the state machine has applied: what lies before is hardly read again.
+    applied: Arc<AtomicU64>,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    /// The tail of the log, without a hole.
+    cache: VecDeque<(Entry, usize)>,
+    cache_bytes: usize,
+}
+
+impl LogStore {
+    /// Reads what the database has, and checks that the log has no hole.
+    pub(crate) fn open(disk: Disk, applied: Arc<AtomicU64>) -> io::Result<Self> {
+        let engine = disk.engine();
+        let vote = engine.get(Space::Meta, VOTE)?.map(|record| records::decode_vote(&record)).transpose()?;
+        let purged = engine.get(Space::Meta, PURGED)?.map(|record| records::decode_log_id(&record)).transpose()?;
+        let mut last = purged;
+        for record in engine.scan(Space::Log, &[]) {
+            let (key, record) = record?;
+            let entry = records::decode_entry(&record)?;
+            let index = entry.log_id.index;
+            if key != index.to_be_bytes() {
+                return Err(invalid(format!("log entry {index} is not where it belongs")));
+            }
+            // The purge mark is written together with the removal, so that nothing older can be there.
+            let expected = last.map(|last: LogId| last.index + 1);
+            if expected.is_some_and(|expected| expected != index) {
+                return Err(invalid(format!("log has a hole before entry {index}")));
+            }
+            last = Some(entry.log_id);
+        }
+        let inner = Inner { vote, purged, last, ..Inner::default() };
+        Ok(Self { disk, applied, inner: Arc::new(Mutex::new(inner)) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let cache_start = {
+            let inner = self.lock();
+            let cache_start = inner.cache.front().map_or(u64::MAX, |(entry, _)| entry.log_id.index);
+            if start >= cache_start {
+                let skip = (start - cache_start) as usize;
+                let count = end.saturating_sub(start) as usize;
+                return Ok(inner.cache.iter().skip(skip).take(count).map(|(entry, _)| entry.clone()).collect());
+            }
+            cache_start.min(end)
+        };
+        for record in self.disk.engine().scan(Space::Log, &start.to_be_bytes()) {
+            let (_, record) = record?;
+            let entry = records::decode_entry(&record)?;
+            if entry.log_id.index >= cache_start {
+                break;
+            }
+            entries.push(entry);
+        }
+        if cache_start < end {
+            entries.extend(self.read(cache_start, end)?);
+        }
+        Ok(entries)
+    }
+}
+
+impl Inner {
+    fn remember(&mut self, entry: Entry, bytes: usize) {
+        self.cache_bytes += bytes;
+        self.cache.push_back((entry, bytes));
+    }
+
+    /// Drops what can be read from disk, oldest first.
+    fn evict(&mut self, up_to: u64) {
+        while self.cache_bytes > CACHE_BYTES_MAX || self.cache.len() > CACHE_ENTRIES_MAX {
+            match self.cache.front() {
+                Some((entry, bytes)) if entry.log_id.index <= up_to => {
+                    self.cache_bytes -= bytes;
+                    self.cache.pop_front();
+                }
+                _ => break,
+            }
+        }
+    }
+
+    fn forget_up_to(&mut self, index: u64) {
+        while let Some((entry, bytes)) = self.cache.front()
+            && entry.log_id.index <= index
+        {
+            self.cache_bytes -= bytes;
+            self.cache.pop_front();
+        }
+    }
+}
+
+fn invalid(detail: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, detail)
+}
+
+/// About what an entry holds in memory.
+fn memory_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        Payload::Normal(batch) => batch.0.iter().map(|txn| 200 + crate::batch::txn_bytes(txn)).sum(),
+        _ => 200,
+    }
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(last) => last.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start, end)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.lock().vote)
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let inner = self.lock();
+        Ok(LogState { last_purged_log_id: inner.purged, last_log_id: inner.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let mut writes = Writes::default();
+        writes.put(Space::Meta, VOTE, records::encode_vote(vote)?);
+        self.disk.write(writes, None).await?;
+        self.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut writes = Writes::default();
+        {
+            let mut inner = self.lock();
+            inner.evict(self.applied.load(Ordering::Acquire).min(self.disk.written()));
+            for entry in entries {
+                writes.put(Space::Log, &entry.log_id.index.to_be_bytes(), records::encode_entry(&entry)?);
+                inner.last = Some(entry.log_id);
+                let bytes = memory_bytes(&entry);
+                inner.remember(entry, bytes);
+            }
+        }
+        let last = self.lock().last.map_or(0, |id| id.index);
+        self.disk.append(writes, last, flushed);
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        let first_removed = last_log_id.map_or(0, |id| id.index + 1);
+        let mut writes = Writes::default();
+        {
+            let mut inner = self.lock();
+            let end = inner.last.map_or(0, |id| id.index + 1);
+            for index in first_removed..end {
+                writes.remove(Space::Log, &index.to_be_bytes());
+            }
+            while let Some((entry, bytes)) = inner.cache.back()
+                && entry.log_id.index >= first_removed
+            {
+                let bytes = *bytes;
+                inner.cache_bytes -= bytes;
+                inner.cache.pop_back();
+            }
+            inner.last = inner.last.min(last_log_id);
+        }
+        // Waited for, because entries with the same indexes are read from disk until it is done.
+        self.disk.write(writes, None).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        let mut writes = Writes::default();
+        {
+            let mut inner = self.lock();
+            let start = inner.purged.map_or(0, |id| id.index + 1);
+            let end = inner.last.map_or(0, |id| id.index + 1).min(log_id.index + 1);
+            for index in start..end {
+                writes.remove(Space::Log, &index.to_be_bytes());
+            }
+            writes.put(Space::Meta, PURGED, records::encode_log_id(log_id)?);
+            inner.purged = Some(log_id);
+            if inner.last.is_none_or(|last| last.index <= log_id.index) {
+                inner.last = Some(log_id);
+            }
+            inner.forget_up_to(log_id.index);
+        }
+        // Forgotten by a crash, it is repeated after the next checkpoint.
+        self.disk.write_unflushed(writes);
+        Ok(())
+    }
+}

@@ -1,0 +1,33 @@
+//! openraft's own suite, run on our log and state machine.
+
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use tempfile::TempDir;
+
+use crate::disk::engine::Engine;
+use crate::disk::identity::Identity;
+use crate::disk::lock::DirLock;
+use crate::disk::thread::Disk;
+use crate::raft::Types;
+use crate::raft::log::LogStore;
+use crate::raft::machine::{Machine, StateMachine};
+use crate::{Config, Metrics};
+
+struct Builder;
+
+impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<Types>> {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DirLock::take(dir.path()).unwrap();
+        let (engine, _) = Engine::open(dir.path(), 1 << 20, lock).unwrap();
+        let disk = Disk::start(engine, dir.path().to_path_buf(), Metrics::default()).unwrap();
+        let machine = Machine::open(&disk, &Config::new(dir.path()), Metrics::default()).unwrap();
+        let log = LogStore::open(disk.clone(), machine.applied_index()).unwrap();
+        Ok((dir, log, StateMachine { machine, disk, identity: Identity { cluster: 1, member: 1 } }))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openrafts_suite_passes() {
+    Suite::test_all(Builder).await.unwrap();
+}

@@ -1,0 +1,113 @@
+//! A power cut, simulated: an ext4 file system on a loop device, the writer frozen, and the backing image copied. What is
+//! in the copy is what had reached the block layer. Every acknowledged write has to be there. Needs root.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mussel_store::*;
+
+const DIR: &str = "MUSSEL_STORE_TEST_POWER_DIR";
+const ROUNDS: u64 = 3;
+
+fn config(dir: &Path) -> Config {
+    let mut config = Config::new(dir);
+    config.checkpoint_interval = Duration::from_millis(20);
+    config.log_bytes_max = 128 << 10;
+    config.free_bytes_min = 1 << 20;
+    config
+}
+
+/// Not a test by itself: the process that is frozen. Says `ack n` for each acknowledged write.
+#[test]
+fn child() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let store = Store::open(config(Path::new(&dir))).await.unwrap();
+        for n in store.revision().0 + 1.. {
+            let puts = vec![(format!("/k/{}", n % 300).into(), Bytes::from(format!("{n:0>600}")))];
+            store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+            println!("ack {n}");
+        }
+    });
+}
+
+fn run(program: &str, args: &[&str]) -> bool {
+    Command::new(program)
+        .args(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+struct Mounted<'a>(&'a str);
+
+impl<'a> Mounted<'a> {
+    fn new(image: &str, at: &'a str) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        run("mount", &["-o", "loop", image, at]).then_some(Self(at))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if !run("umount", &[self.0]) {
+            run("umount", &["-l", self.0]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_loses_nothing_that_was_acknowledged() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).to_str().unwrap().to_string();
+    let (image, copy) = (path("image"), path("copy"));
+    let made = run("truncate", &["-s", "96M", &image]) && run("mkfs.ext4", &["-q", "-F", &image]);
+    let mount_point = path("mnt");
+    let mounted = made.then(|| Mounted::new(&image, &mount_point)).flatten();
+    let Some(_mounted) = mounted else {
+        eprintln!("SKIPPED: needs root, mkfs.ext4 and a free loop device");
+        return;
+    };
+    let dir = format!("{mount_point}/store");
+    for round in 0..ROUNDS {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture"])
+            .env(DIR, &dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut acknowledged = 0;
+        let mut seen = 0;
+        while seen < 150 + round * 130 {
+            let line = lines.next().expect("the child ended by itself").unwrap();
+            if let Some(n) = line.strip_prefix("ack ") {
+                acknowledged = n.parse::<u64>().unwrap();
+                seen += 1;
+            }
+        }
+        assert!(run("kill", &["-STOP", &child.id().to_string()]));
+        // Not yet read, but said before the power went.
+        assert!(run("cp", &["--sparse=always", &image, &copy]));
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let at = path("after");
+        let after = Mounted::new(&copy, &at).expect("the copy mounts");
+        let store = Store::open(config(&Path::new(&at).join("store"))).await.unwrap();
+        let revision = store.revision().0;
+        assert!(revision >= acknowledged, "round {round}: {acknowledged} was acknowledged, {revision} is there");
+        let snapshot = store.snapshot(Freshness::Linearizable).await.unwrap();
+        for n in revision.saturating_sub(299).max(1)..=revision {
+            let versioned = snapshot.get(format!("/k/{}", n % 300).as_bytes()).unwrap();
+            assert_eq!((versioned.revision, &versioned.value), (Revision(n), &Bytes::from(format!("{n:0>600}"))));
+        }
+        store.shutdown().await;
+        drop(after);
+    }
+}
