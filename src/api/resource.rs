@@ -1,6 +1,12 @@
 //! One row per resource: everything that routing, discovery, storage, tables and OpenAPI need to know of it.
 
+mod core;
+mod fields;
+mod groups;
+mod row;
+
 use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
@@ -75,5 +81,90 @@ impl Resource {
 
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|s| s.name == name)
+    }
+}
+
+/// All served built-in rows, in the order of discovery.
+pub fn builtin() -> &'static [Arc<Resource>] {
+    static ROWS: OnceLock<Vec<Arc<Resource>>> = OnceLock::new();
+    ROWS.get_or_init(|| core::rows().into_iter().chain(groups::rows()).map(Arc::new).collect())
+}
+
+pub fn by_plural(group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
+    builtin().iter().find(|r| r.plural == plural && r.group == group && r.version == version).cloned()
+}
+
+pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<Arc<Resource>> {
+    builtin().iter().find(|r| r.kind == kind && r.group == group && r.version == version).cloned()
+}
+
+/// For kinds without defaults.
+pub fn nothing(_object: &mut Value) {}
+
+/// For kinds without rules of their own on create.
+pub fn none_create(_object: &Value) -> FieldErrors {
+    FieldErrors::new()
+}
+
+/// For kinds without rules of their own on update.
+pub fn none_update(_new: &Value, _old: &Value) -> FieldErrors {
+    FieldErrors::new()
+}
+
+/// For kinds without selectable fields of their own.
+pub fn no_field(_object: &Value, _field: &str) -> Option<String> {
+    None
+}
+
+/// The definition name of a kind, also of those that are no resource: `("autoscaling", "v1", "Scale")`.
+pub fn schema_name(group: &str, version: &str, kind: &str) -> String {
+    row::schema_name(group, version, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_row_has_its_schema() {
+        for row in builtin() {
+            let schema = crate::schema::definition(&row.schema).unwrap_or_else(|| panic!("{} has none", row.schema));
+            assert!(schema.property("metadata").is_some(), "{}", row.schema);
+            assert_eq!(row.strategy.has_status, row.subresource("status").is_some(), "{}", row.schema);
+            for (group, version, kind) in row.subresources.iter().filter_map(|s| s.kind) {
+                let options = kind.ends_with("Options");
+                assert!(options || crate::schema::definition(&schema_name(group, version, kind)).is_some(), "{kind}");
+            }
+            let mut sorted = row.verbs.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(row.verbs, sorted);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_within_a_version() {
+        for (index, row) in builtin().iter().enumerate() {
+            for other in &builtin()[..index] {
+                let same = row.group == other.group && row.version == other.version;
+                assert!(!same || (row.plural != other.plural && row.kind != other.kind), "{}", row.schema);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_found() {
+        let pod = by_plural("", "v1", "pods").unwrap();
+        assert_eq!((pod.kind.as_ref(), pod.namespaced, pod.strategy.grace_seconds), ("Pod", true, Some(30)));
+        assert!(pod.subresource("exec").is_some() && pod.subresource("nope").is_none());
+        assert_eq!(by_kind("apps", "v1", "Deployment").unwrap().qualified(), "deployments.apps");
+        assert!(by_kind("apps", "v2", "Deployment").is_none());
+        let object = json!({"spec": {"nodeName": "n"}, "status": {}});
+        let select = pod.strategy.select_field;
+        assert_eq!(select(&object, "spec.nodeName").as_deref(), Some("n"));
+        assert_eq!(select(&object, "status.phase").as_deref(), Some(""));
+        assert_eq!(select(&object, "spec.hostNetwork").as_deref(), Some("false"));
+        assert_eq!(select(&object, "spec.priority"), None);
     }
 }

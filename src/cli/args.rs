@@ -225,8 +225,8 @@ fn port_range(text: &str) -> Result<PortRange, String> {
 
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
-    let mut wrong = mussel_api::names::qualified_name(key);
-    wrong.extend(mussel_api::names::label_value(value));
+    let mut wrong = mussel_api::names::is_qualified_name(key);
+    wrong.extend(mussel_api::names::is_label_value(value));
     if wrong.is_empty() { Ok((key.to_owned(), value.to_owned())) } else { Err(wrong.join("; ")) }
 }
 

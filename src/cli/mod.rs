@@ -1,4 +1,79 @@
 //! The command line: which personality the binary takes, and with what.
 
-pub mod args;
-pub mod config_file;
+mod args;
+mod check_config;
+mod config_file;
+mod ctr;
+mod killall;
+mod log;
+mod node;
+mod node_address;
+mod notify;
+mod parts;
+mod pod_network;
+mod preflight;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+/// Usage errors, as most Unix tools and clap have it.
+const USAGE: u8 = 2;
+
+pub fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    // Before all else: a shim has neither threads nor memory to spare for what follows.
+    if args.get(1).is_some_and(|arg| arg == "shim") {
+        return exit_code(mussel_runtime::shim::main(args[2..].iter().map(std::ffi::OsString::from)));
+    }
+    let (args, skipped) = match config_file::expand(args) {
+        Ok(expanded) => expanded,
+        Err(error) => return fail(&error.into()),
+    };
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output and are no failure.
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli, &skipped) {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+fn run(cli: Cli, skipped: &[String]) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Server(args) => {
+            log::start(args.local.debug);
+            for key in skipped {
+                tracing::warn!(key, "config file: no such flag; ignored");
+            }
+            server::main(*args)?;
+        }
+        Command::Ctr(args) => ctr::main(&args)?,
+        Command::Killall(args) => {
+            log::start(args.debug);
+            killall::main(&args)?;
+        }
+        Command::CheckConfig(args) => return Ok(check_config::main(&args)),
+        Command::Shim { .. } => unreachable!("handled before parsing"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line that names cause and remedy.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("mussel: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,2 +1,17 @@
-//! What every component that talks to the API server shares: a `kube::Client` in process or over TLS, shared
-//! informers, work queues, an event recorder and the leader gate.
+//! What every client of the API server in this house shares: the connection, informers, work queues, the event
+//! recorder and the leader gate.
+//!
+//! A process keeps one copy of each kind of object ([`Informers`]); everybody who wants Pods reads the same Arcs.
+//! Start at [`informer`] for reading the world and [`queue`] for acting on it.
+
+pub mod connect;
+pub mod event;
+pub mod informer;
+pub mod leader;
+pub mod queue;
+
+pub use connect::{ConnectError, Tls, TokenSource, in_process, over_tls};
+pub use event::{EventType, Recorder, reference};
+pub use informer::{Change, Changes, Informer, Informers};
+pub use leader::LeaderGate;
+pub use queue::WorkQueue;

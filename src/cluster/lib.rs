@@ -7,4 +7,5 @@ pub mod addons;
 pub mod files;
 pub mod kubeconfig;
 pub mod pki;
+pub mod roles;
 pub mod token;

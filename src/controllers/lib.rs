@@ -1,1 +1,109 @@
-//! mussel-controllers
+//! The controllers: one module per controller, each a client of the API server like any other.
+//!
+//! Each follows its kinds through shared informers, queues keys and reconciles them level-triggered: a pass looks at
+//! the newest state, whatever woke it, and may be repeated at any time. They run on the store's leader only.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use mussel_client::{Informers, LeaderGate, Recorder};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+mod cluster_role;
+mod control;
+mod cron_job;
+mod daemon_set;
+mod deployment;
+mod discovery;
+mod disruption;
+mod endpoint;
+mod endpoint_slice;
+mod endpoints;
+mod error;
+mod expectations;
+mod garbage;
+mod hash;
+mod job;
+mod namespace;
+mod node_ipam;
+mod node_lifecycle;
+mod owner;
+mod pod_gc;
+mod pods;
+mod replica_set;
+mod revision;
+mod service_account;
+mod stateful_set;
+
+/// What all controllers share.
+#[derive(Clone)]
+pub struct Context {
+    pub informers: Informers,
+    pub config: Config,
+}
+
+/// What the operator chose.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Pod addresses of the whole cluster: `10.42.0.0/16`.
+    pub cluster_cidr: String,
+    /// Prefix length of one node's part of it.
+    pub node_cidr_mask: u8,
+    pub cluster_domain: String,
+    /// What pods verify the API server with; published to every namespace.
+    pub root_ca_pem: String,
+}
+
+impl Context {
+    fn client(&self) -> kube::Client {
+        self.informers.client()
+    }
+
+    fn recorder(&self, component: &str) -> Recorder {
+        Recorder::new(self.client(), component, "")
+    }
+}
+
+/// Runs all controllers whenever this server leads, until `stop`.
+pub async fn run(context: Context, gate: LeaderGate, stop: CancellationToken) {
+    gate.run_while_leading(stop, |term| lead(context.clone(), term)).await;
+}
+
+/// One term as leader. A controller that panics takes nobody else along, but is missed until the next term, so it is
+/// reported.
+async fn lead(context: Context, term: CancellationToken) {
+    tracing::info!("controllers start");
+    let mut controllers = JoinSet::new();
+    let mut start = |name: &'static str, controller: fn(Context, CancellationToken) -> BoxFuture<'static, ()>| {
+        let running = controller(context.clone(), term.clone());
+        controllers.spawn(async move {
+            running.await;
+            name
+        });
+    };
+    start("clusterroleaggregation", |c, t| cluster_role::run(c, t).boxed());
+    start("cronjob", |c, t| cron_job::run(c, t).boxed());
+    start("daemonset", |c, t| daemon_set::run(c, t).boxed());
+    start("deployment", |c, t| deployment::run(c, t).boxed());
+    start("disruption", |c, t| disruption::run(c, t).boxed());
+    start("endpoints", |c, t| endpoints::run(c, t).boxed());
+    start("endpointslice", |c, t| endpoint_slice::run(c, t).boxed());
+    start("garbage", |c, t| garbage::run(c, t).boxed());
+    start("job", |c, t| job::run(c, t).boxed());
+    start("namespace", |c, t| namespace::run(c, t).boxed());
+    start("nodeipam", |c, t| node_ipam::run(c, t).boxed());
+    start("nodelifecycle", |c, t| node_lifecycle::run(c, t).boxed());
+    start("podgc", |c, t| pod_gc::run(c, t).boxed());
+    start("replicaset", |c, t| replica_set::run_replica_sets(c, t).boxed());
+    start("replicationcontroller", |c, t| replica_set::run_replication_controllers(c, t).boxed());
+    start("serviceaccount", |c, t| service_account::run(c, t).boxed());
+    start("statefulset", |c, t| stateful_set::run(c, t).boxed());
+    while let Some(ended) = controllers.join_next().await {
+        match ended {
+            Ok(name) if !term.is_cancelled() => tracing::error!(controller = name, "controller ended unasked"),
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "controller failed"),
+        }
+    }
+    tracing::info!("controllers stopped");
+}

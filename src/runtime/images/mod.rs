@@ -28,6 +28,7 @@ use crate::images::unpack::{UnpackError, Unpacked, unpack};
 
 pub use archive::ImportError;
 pub use pull::PullError;
+pub use service::ARCHIVE_SCHEME;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {

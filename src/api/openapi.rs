@@ -1,0 +1,143 @@
+//! OpenAPI documents of the API, v3 for each group version and v2 for all of it, written from rows and schema.
+//!
+//! Documents are written as text, definition by definition: a tree of all of it would take tens of MB for a moment.
+
+mod definitions;
+mod operations;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use self::definitions::Definitions;
+use crate::resource::{self, Resource};
+use crate::schema;
+use crate::version::GIT_VERSION;
+
+/// The two forms of OpenAPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    V2,
+    V3,
+}
+
+/// Where a group version's document is under `/openapi/v3/`: `api/v1`, `apis/apps/v1`.
+pub fn v3_path(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+/// The paths of all built-in documents, in the order of discovery.
+pub fn v3_paths() -> Vec<String> {
+    let mut paths: Vec<String> = Vec::new();
+    for row in resource::builtin() {
+        let path = v3_path(&row.group, &row.version);
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
+}
+
+/// A fingerprint of all built-in documents, for ETags and the `hash` parameter of the index: 16 hexadecimal digits.
+pub fn fingerprint() -> String {
+    let mut hash = Fnv::default();
+    hash.add(schema::compressed());
+    hash.add(GIT_VERSION.as_bytes());
+    for row in resource::builtin() {
+        hash.add(row.schema.as_bytes());
+        row.verbs.iter().for_each(|verb| hash.add(verb.as_bytes()));
+        row.subresources.iter().for_each(|sub| hash.add(sub.name.as_bytes()));
+    }
+    format!("{:016X}", hash.0)
+}
+
+/// The v3 document of a built-in group version.
+pub fn v3(group: &str, version: &str) -> Option<Vec<u8>> {
+    let of_version = |row: &&Resource| row.group == group && row.version == version;
+    let rows: Vec<&Resource> = resource::builtin().iter().map(|row| &**row).filter(of_version).collect();
+    (!rows.is_empty()).then(|| document(Form::V3, &rows, &BTreeMap::new()))
+}
+
+/// The v3 document of a group version of custom resources. `custom` has the schema of each row by `Resource::schema`;
+/// use [`custom_definition`].
+pub fn v3_custom(rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {
+    document(Form::V3, rows, custom)
+}
+
+/// The v2 document: all built-in rows, and the custom ones given.
+pub fn v2(custom_rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {
+    let rows: Vec<&Resource> =
+        resource::builtin().iter().map(|row| &**row).chain(custom_rows.iter().copied()).collect();
+    document(Form::V2, &rows, custom)
+}
+
+/// The definition of a custom kind from its CRD's `openAPIV3Schema`: with the fields that every object has.
+pub fn custom_definition(schema: &Value) -> Value {
+    let mut schema = if schema.is_object() { schema.clone() } else { json!({}) };
+    schema["type"] = "object".into();
+    let own = schema.get_mut("properties").map(Value::take).unwrap_or_default();
+    let mut properties = match own {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    };
+    let of_every_kind = definitions::object_fields();
+    for (name, field) in of_every_kind {
+        properties.insert(name, field);
+    }
+    schema["properties"] = Value::Object(properties);
+    schema
+}
+
+fn document(form: Form, rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {
+    let text = schema::components();
+    let definitions = Definitions::new(&text, rows, custom);
+    let info = json!({"title": "Kubernetes", "version": GIT_VERSION});
+    let mut out = Vec::with_capacity(1 << 20);
+    match form {
+        Form::V2 => write(&mut out, format_args!("{{\"swagger\":\"2.0\",\"info\":{info},\"paths\":")),
+        Form::V3 => write(&mut out, format_args!("{{\"openapi\":\"3.0.0\",\"info\":{info},\"paths\":")),
+    }
+    operations::write_paths(&mut out, form, rows);
+    match form {
+        Form::V2 => {
+            write(&mut out, format_args!(",\"definitions\":"));
+            definitions.write(&mut out, form);
+            let token = json!({"BearerToken": {"description": "Bearer Token authentication", "in": "header",
+                "name": "authorization", "type": "apiKey"}});
+            write(&mut out, format_args!(",\"securityDefinitions\":{token},\"security\":[{{\"BearerToken\":[]}}]}}"));
+        }
+        Form::V3 => {
+            write(&mut out, format_args!(",\"components\":{{\"schemas\":"));
+            definitions.write(&mut out, form);
+            let token = json!({"BearerToken": {"description": "Bearer Token authentication", "in": "header",
+                "name": "authorization", "type": "apiKey"}});
+            write(&mut out, format_args!(",\"securitySchemes\":{token}}}}}"));
+        }
+    }
+    out
+}
+
+fn write(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    out.write_fmt(text).expect("memory takes all");
+}
+
+/// FNV-1a: a fingerprint needs no more.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! The API server as a whole: made of its parts, started, asked.
+
+use std::sync::Arc;
+
+use mussel_store::{ReadError, Store};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::authn::Authenticator;
+use crate::authz::Authorizer;
+use crate::bootstrap_roles;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::connect::Kubelets;
+use crate::context::Context;
+use crate::filters::Limits;
+use crate::handler::{Body, Response};
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::openapi::OpenApi;
+use crate::registry::Registry;
+use crate::tokens::{KeyError, Tokens};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the service account key cannot be used")]
+    ServiceAccountKey(#[source] KeyError),
+    #[error("the credentials for kubelets cannot be used: {0}")]
+    KubeletCredentials(String),
+    #[error("the store cannot be read")]
+    Store(#[from] ReadError),
+}
+
+/// A handler of paths that are not the Kubernetes API's, mounted beside it (joining machines, peers of the store). It is
+/// called before authentication and sees the connection's [`crate::authn::Peer`] as a request extension.
+pub type Mount = Arc<dyn Fn(http::Request<Body>) -> futures::future::BoxFuture<'static, Response> + Send + Sync>;
+
+/// A running API server. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub context: Arc<Context>,
+    pub registry: Registry,
+    pub kubelets: Kubelets,
+    pub limits: Limits,
+    pub openapi: OpenApi,
+    pub mounts: Vec<(String, Mount)>,
+    ready: watch::Receiver<bool>,
+}
+
+/// What runs once after start, by the names that `/readyz` shows.
+const ROLES_HOOK: &str = "rbac/bootstrap-roles";
+const OBJECTS_HOOK: &str = "start-system-namespaces-controller";
+
+/// How long to wait before the bootstrap is tried again, while the store has no leader.
+const BOOTSTRAP_RETRY: std::time::Duration = std::time::Duration::from_millis(250);
+
+impl ApiServer {
+    /// Loads what answering needs and begins to answer. The objects that every cluster has are written in the background,
+    /// since that needs a leader of the store; [`ApiServer::ready`] tells when they are.
+    ///
+    /// # Errors
+    /// When a key cannot be used or the store not be read; nothing keeps running then.
+    pub async fn start(config: Config, store: Store, stop: CancellationToken) -> Result<Self, StartError> {
+        Self::start_with(config, store, Vec::new(), stop).await
+    }
+
+    /// As [`ApiServer::start`], with handlers for path prefixes beside the API.
+    ///
+    /// # Errors
+    /// As [`ApiServer::start`].
+    pub async fn start_with(
+        config: Config,
+        store: Store,
+        mounts: Vec<(String, Mount)>,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let mut tokens =
+            Tokens::new(config.issuer(), &config.service_account_key_pem).map_err(StartError::ServiceAccountKey)?;
+        for pem in &config.service_account_verify_pems {
+            tokens.also_trust(pem).map_err(StartError::ServiceAccountKey)?;
+        }
+        let tokens = Arc::new(tokens);
+        let kubelets = Kubelets::new(&config).map_err(|error| StartError::KubeletCredentials(error.to_string()))?;
+        let tasks = TaskTracker::new();
+        let stop = stop.child_token();
+        let authorizer = Authorizer::new(store.clone());
+        if let Err(error) = authorizer.start(&tasks, &stop).await {
+            stop.cancel();
+            return Err(error.into());
+        }
+        let limits = Limits::new(&config);
+        let metrics = Metrics::default();
+        metrics.register(|registry| store.metrics().register(registry));
+        let context = Arc::new(Context {
+            authenticator: Authenticator::new(&config, store.clone(), Arc::clone(&tokens)),
+            authorizer,
+            catalog: Catalog::default(),
+            health: Health::new(store.clone(), stop.clone(), &[OBJECTS_HOOK, ROLES_HOOK]),
+            metrics,
+            config,
+            store,
+            tokens,
+            stop,
+            tasks,
+        });
+        let (is_ready, ready) = watch::channel(false);
+        let registry = Registry::new(Arc::clone(&context));
+        let inner = Arc::new(Inner { context, registry, kubelets, limits, openapi: OpenApi::default(), mounts, ready });
+        let server = Self(inner);
+        let bootstrap = server.clone();
+        server.0.context.tasks.spawn(async move {
+            let stop = bootstrap.0.context.stop.clone();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = bootstrap.bootstrap() => { is_ready.send_replace(true); }
+            }
+        });
+        Ok(server)
+    }
+
+    async fn bootstrap(&self) {
+        let context = &self.0.context;
+        loop {
+            let outcome = async {
+                bootstrap_roles::reconcile(&context.store).await.map_err(|error| error.to_string())?;
+                context.health.done(ROLES_HOOK);
+                self.0.registry.start().await.map_err(|status| status.message)?;
+                context.health.done(OBJECTS_HOOK);
+                Ok::<(), String>(())
+            };
+            match outcome.await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "default objects are not written yet"),
+            }
+            tokio::time::sleep(BOOTSTRAP_RETRY).await;
+        }
+    }
+
+    /// Waits until default roles, namespaces and the like exist. Also returns when the server stops before.
+    pub async fn ready(&self) {
+        // An error means that the bootstrap task was stopped.
+        let _ = self.0.ready.clone().wait_for(|ready| *ready).await;
+    }
+
+    pub fn context(&self) -> &Arc<Context> {
+        &self.0.context
+    }
+
+    /// Answers one request, whichever way it came. Identity is taken from the extensions [`crate::authn::Peer`] and
+    /// [`crate::authn::InProcess`], else from the headers.
+    pub async fn handle(&self, request: http::Request<Body>) -> Response {
+        crate::filters::handle(&self.0, request).await
+    }
+
+    /// Stops the background tasks and waits for them. The store is left open.
+    pub async fn shutdown(&self) {
+        self.0.context.stop.cancel();
+        self.0.context.tasks.close();
+        self.0.context.tasks.wait().await;
+    }
+}

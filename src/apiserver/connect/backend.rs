@@ -1,0 +1,157 @@
+//! A connection to where a request ends: plain, or TLS with the right idea of whom to trust.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+const DIAL_TIME: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("dial tcp {address}: {source}")]
+    Connect { address: SocketAddr, source: std::io::Error },
+    #[error("dial tcp {0}: i/o timeout")]
+    Timeout(SocketAddr),
+}
+
+/// Where to, and how.
+#[derive(Clone)]
+pub struct Backend {
+    pub address: SocketAddr,
+    /// TLS, when it is spoken there.
+    pub tls: Option<Arc<ClientConfig>>,
+}
+
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Backend {
+    pub async fn dial(&self) -> Result<Box<dyn Stream>, DialError> {
+        let address = self.address;
+        let connect = async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok::<Box<dyn Stream>, std::io::Error>(match &self.tls {
+                None => Box::new(stream),
+                Some(config) => {
+                    let name = ServerName::IpAddress(address.ip().into());
+                    Box::new(TlsConnector::from(Arc::clone(config)).connect(name, stream).await?)
+                }
+            })
+        };
+        match tokio::time::timeout(DIAL_TIME, connect).await {
+            Ok(outcome) => outcome.map_err(|source| DialError::Connect { address, source }),
+            Err(_) => Err(DialError::Timeout(address)),
+        }
+    }
+}
+
+/// Upstream's rule for what may be reached through a proxy: nothing local to the server, nothing for many.
+pub fn is_reachable_by_proxy(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            !(ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || ip.is_unspecified() || ip.is_broadcast())
+        }
+        IpAddr::V6(ip) => !(ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified()),
+    }
+}
+
+/// Verifies a kubelet's certificate against the cluster's CA, for the address dialled or the node's name: a node's
+/// certificate may be older than its address.
+#[derive(Debug)]
+pub struct NodeCertificate {
+    pub inner: Arc<WebPkiServerVerifier>,
+    pub node: String,
+}
+
+impl ServerCertVerifier for NodeCertificate {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let first = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp, now);
+        let wrong_name = matches!(
+            first,
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+            ))
+        );
+        match ServerName::try_from(self.node.as_str()) {
+            Ok(name) if wrong_name => self.inner.verify_server_cert(end_entity, intermediates, &name, ocsp, now),
+            _ => first,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// For pods and services behind `https:` in the proxy: their certificates are their own affair, as upstream has it.
+#[derive(Debug)]
+pub struct AnyServer(pub Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,34 @@
+//! What every part of a running API server shares.
+
+use std::sync::Arc;
+
+use mussel_store::Store;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::authn::Authenticator;
+use crate::authz::Authorizer;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::tokens::Tokens;
+
+/// One per API server, shared by `Arc`.
+pub struct Context {
+    pub config: Config,
+    pub store: Store,
+    pub catalog: Catalog,
+    /// Signs and verifies service account tokens.
+    pub tokens: Arc<Tokens>,
+    /// Tells who asks; TokenReview goes through it too.
+    pub authenticator: Authenticator,
+    /// Tells what they may; the access reviews and the escalation checks go through it too.
+    pub authorizer: Authorizer,
+    pub health: Health,
+    pub metrics: Metrics,
+    /// Ends every task below.
+    pub stop: CancellationToken,
+    /// Background tasks; shutdown waits for them.
+    pub tasks: TaskTracker,
+}

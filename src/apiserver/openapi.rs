@@ -1,0 +1,170 @@
+//! `/openapi/v2` and `/openapi/v3`: documents are built when first asked for, and kept compressed only.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Read as _, Write as _};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use mussel_api::openapi;
+use mussel_api::resource::Resource;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::catalog::Catalog;
+use crate::handler::{Body, Response};
+use crate::request::Query;
+use crate::routes::{json_response, with_type};
+use crate::status::Status;
+
+type Rows = Vec<Arc<Resource>>;
+
+/// A document is named by its hash forever: as long as browsers and clients like to keep it.
+const FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// The documents built so far.
+#[derive(Default)]
+pub struct OpenApi {
+    /// By path and hash, so that a change of the catalog makes a new entry.
+    built: Mutex<HashMap<String, (String, Bytes)>>,
+}
+
+impl OpenApi {
+    /// Answers what comes after `/openapi/`; `None` when it names nothing.
+    ///
+    /// # Errors
+    /// 406 when the client takes no JSON.
+    pub async fn answer(
+        &self,
+        catalog: &Catalog,
+        rest: &str,
+        query: &Query,
+        headers: &HeaderMap,
+    ) -> Result<Option<Response>, Status> {
+        let rows = catalog.all();
+        if rest == "v3" {
+            return Ok(Some(json_response(&index(&rows))));
+        }
+        if !takes_json(headers) {
+            return Err(Status::not_acceptable(&["application/json"]));
+        }
+        let path = match rest {
+            "v2" => "v2",
+            _ => match rest.strip_prefix("v3/") {
+                Some(path) if rows.iter().any(|row| path_of(row) == path) => path,
+                _ => return Ok(None),
+            },
+        };
+        let hash = if path == "v2" { hash(rows.iter()) } else { hash(rows.iter().filter(|row| path_of(row) == path)) };
+        let asked = query.get("hash");
+        if asked.is_some_and(|asked| asked != hash) {
+            let location = format!("/openapi/v3/{path}?hash={hash}");
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+            response
+                .headers_mut()
+                .insert(header::LOCATION, HeaderValue::from_str(&location).map_err(Status::internal)?);
+            return Ok(Some(response));
+        }
+        let etag = format!("\"{hash}\"");
+        let mut response = if headers.get(header::IF_NONE_MATCH).is_some_and(|tag| tag.as_bytes() == etag.as_bytes()) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            response
+        } else {
+            self.document(path, &hash, headers).await?
+        };
+        let out = response.headers_mut();
+        out.insert(header::ETAG, HeaderValue::from_str(&etag).map_err(Status::internal)?);
+        out.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+        if asked.is_some() {
+            out.insert(header::CACHE_CONTROL, FOREVER);
+        }
+        Ok(Some(response))
+    }
+
+    async fn document(&self, path: &str, hash: &str, headers: &HeaderMap) -> Result<Response, Status> {
+        let known = self.built.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+        let packed = match known {
+            Some((built_for, packed)) if built_for == hash => packed,
+            _ => {
+                let wanted = path.to_owned();
+                let work = tokio::task::spawn_blocking(move || pack(&build(&wanted)));
+                let packed = Bytes::from(work.await.map_err(Status::internal)?.map_err(Status::internal)?);
+                let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+                built.insert(path.to_owned(), (hash.to_owned(), packed.clone()));
+                packed
+            }
+        };
+        let kind = HeaderValue::from_static("application/json");
+        let takes_gzip =
+            headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
+        if takes_gzip {
+            let mut response = with_type(Body::from(packed), kind);
+            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            return Ok(response);
+        }
+        let mut plain = Vec::with_capacity(packed.len() * 8);
+        GzDecoder::new(&packed[..]).read_to_end(&mut plain).map_err(Status::internal)?;
+        Ok(with_type(Body::from(plain), kind))
+    }
+}
+
+fn path_of(row: &Resource) -> String {
+    openapi::v3_path(&row.group, &row.version)
+}
+
+fn index(rows: &Rows) -> Value {
+    let mut paths = Map::new();
+    for row in rows {
+        let path = path_of(row);
+        if !paths.contains_key(&path) {
+            let hash = hash(rows.iter().filter(|row| path_of(row) == path));
+            let url = format!("/openapi/v3/{path}?hash={hash}");
+            paths.insert(path, json!({"serverRelativeURL": url}));
+        }
+    }
+    json!({"paths": paths})
+}
+
+/// What the documents are made of, hashed: it takes no document to name one.
+fn hash<'a>(rows: impl Iterator<Item = &'a Arc<Resource>>) -> String {
+    static BUILTIN: OnceLock<String> = OnceLock::new();
+    let mut sum = Sha256::new();
+    sum.update(BUILTIN.get_or_init(openapi::fingerprint));
+    for row in rows {
+        sum.update(format!("\n{} {} {} {:?}", row.api_version(), row.kind, row.plural, row.verbs));
+        for sub in row.subresources.iter() {
+            sum.update(format!(" {} {:?} {:?}", sub.name, sub.kind, sub.verbs));
+        }
+    }
+    sum.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+fn takes_json(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
+    values.peek().is_none()
+        || values.flat_map(|list| list.split(',')).any(|media| {
+            let kind = media.split(';').next().unwrap_or_default().trim();
+            matches!(kind, "" | "application/json" | "application/*" | "*/*")
+        })
+}
+
+fn pack(document: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(document.len() / 8), Compression::new(6));
+    encoder.write_all(document)?;
+    encoder.finish()
+}
+
+/// The document at `path`, as JSON. Rows that CRDs bring are left out until their schemas are kept with them.
+fn build(path: &str) -> Vec<u8> {
+    let none = BTreeMap::new();
+    match path.split('/').collect::<Vec<_>>().as_slice() {
+        ["api", version] => openapi::v3("", version).unwrap_or_default(),
+        ["apis", group, version] => openapi::v3(group, version).unwrap_or_default(),
+        _ => openapi::v2(&[], &none),
+    }
+}

@@ -1,0 +1,223 @@
+//! The dispatcher: which part answers an authorized request.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use mussel_api::resource::Resource;
+use serde_json::{Value, json};
+
+use crate::api_server::Inner;
+use crate::connect;
+use crate::discovery;
+use crate::handler::{Body, Query, Request, RequestInfo, Response, UserInfo, Warnings};
+use crate::health::Probe;
+use crate::status::Status;
+
+/// What upstream takes at most.
+pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// `/api/v1/watch/pods/x`, the old form of a watch: the rest reads `?watch=1&fieldSelector=metadata.name=x`.
+pub fn complete_legacy_watch(info: &RequestInfo, query: &mut Query) {
+    if info.verb != "watch" || query.is_true("watch") {
+        return;
+    }
+    query.0.retain(|(key, _)| key != "watch");
+    query.0.push(("watch".to_owned(), "true".to_owned()));
+    if !info.name.is_empty() && query.get("fieldSelector").is_none() {
+        query.0.push(("fieldSelector".to_owned(), format!("metadata.name={}", info.name)));
+    }
+}
+
+/// Whether metrics may name this request's resource.
+pub(crate) fn is_served(server: &Inner, info: &RequestInfo) -> bool {
+    let row = server.context.catalog.by_plural(&info.group, &info.version, &info.resource);
+    row.is_some_and(|row| info.subresource.is_empty() || row.subresource(&info.subresource).is_some())
+}
+
+pub(crate) async fn dispatch(
+    server: &Arc<Inner>,
+    info: RequestInfo,
+    user: UserInfo,
+    query: Query,
+    warnings: Warnings,
+    request: http::Request<Body>,
+) -> Result<Response, Status> {
+    if info.is_resource {
+        return resource(server, info, user, query, warnings, request).await;
+    }
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let path = info.path.trim_matches('/');
+    let mut parts = path.splitn(2, '/');
+    let (head, rest) = (parts.next().unwrap_or_default(), parts.next());
+    if !is_read && !path.is_empty() {
+        return if is_known(head) { Err(Status::method_not_allowed()) } else { Ok(page_not_found()) };
+    }
+    let context = &server.context;
+    let probe = match head {
+        "livez" => Some(Probe::Livez),
+        "readyz" => Some(Probe::Readyz),
+        "healthz" => Some(Probe::Healthz),
+        _ => None,
+    };
+    if let Some(probe) = probe {
+        return Ok(context.health.answer(probe, rest, &query).await.unwrap_or_else(page_not_found));
+    }
+    match (head, rest) {
+        ("", None) => Ok(json_response(&json!({"paths": discovery::paths(&context.catalog)}))),
+        ("version", None) => Ok(json_response(&version())),
+        ("metrics", None) => match context.metrics.print() {
+            Ok(text) => {
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                Ok(with_type(Body::from(text), HeaderValue::from_static(kind)))
+            }
+            Err(error) => Err(Status::internal(error)),
+        },
+        ("api" | "apis", _) => Ok(discovery::answer(context, path, request.headers()).unwrap_or_else(page_not_found)),
+        ("openapi", Some(rest)) => {
+            let answer = server.openapi.answer(&context.catalog, rest, &query, request.headers()).await?;
+            Ok(answer.unwrap_or_else(page_not_found))
+        }
+        (".well-known", Some("openid-configuration")) => {
+            let issuer = context.tokens.issuer();
+            Ok(json_response(&json!({
+                "issuer": issuer,
+                "jwks_uri": format!("https://{}:{}/openid/v1/jwks", context.config.advertise_address, context.config.secure_port),
+                "response_types_supported": ["id_token"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": context.tokens.algorithms(),
+            })))
+        }
+        ("openid", Some("v1/jwks")) => {
+            let body = Body::from(context.tokens.jwks().to_string());
+            Ok(with_type(body, HeaderValue::from_static("application/jwk-set+json")))
+        }
+        _ => Ok(page_not_found()),
+    }
+}
+
+fn is_known(head: &str) -> bool {
+    matches!(head, "livez" | "readyz" | "healthz" | "version" | "metrics" | "api" | "apis" | "openapi")
+}
+
+async fn resource(
+    server: &Arc<Inner>,
+    info: RequestInfo,
+    user: UserInfo,
+    query: Query,
+    warnings: Warnings,
+    request: http::Request<Body>,
+) -> Result<Response, Status> {
+    let row = server.context.catalog.by_plural(&info.group, &info.version, &info.resource);
+    let row = row.ok_or_else(Status::unknown_resource)?;
+    check_shape(&row, &info, request.method())?;
+    if connect::is_connect(&info) {
+        return connect::handle(server, info, user, query, request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+        return Err(body_too_large());
+    }
+    let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => return Err(body_too_large()),
+        Err(error) => return Err(Status::bad_request(format!("the body of the request could not be read: {error}"))),
+    };
+    let request = Request { info, user, query, headers: parts.headers, body, warnings };
+    server.registry.handle(row, request).await
+}
+
+fn body_too_large() -> Status {
+    Status::too_large(&format!("limit is {BODY_BYTES_MAX}"))
+}
+
+/// Refuses what the row does not serve, so that handlers meet only what they know.
+fn check_shape(row: &Resource, info: &RequestInfo, method: &Method) -> Result<(), Status> {
+    let has_name = !info.name.is_empty();
+    let is_namespace_itself = info.group.is_empty() && info.resource == "namespaces";
+    let in_namespace = !info.namespace.is_empty() && !is_namespace_itself;
+    if !row.namespaced && in_namespace {
+        return Err(Status::unknown_resource());
+    }
+    if *method == Method::OPTIONS || info.verb.is_empty() {
+        return Err(Status::method_not_allowed());
+    }
+    let proxies = info.subresource == "proxy";
+    if info.parts.len() > 3 && !proxies {
+        return Err(Status::unknown_resource());
+    }
+    if !info.subresource.is_empty() {
+        let sub = row.subresource(&info.subresource).ok_or_else(Status::unknown_resource)?;
+        if row.namespaced && !in_namespace {
+            return Err(Status::unknown_resource());
+        }
+        let verb = info.verb.as_str();
+        // A watch of `…/status` and the like does not exist; a proxied request may carry `?watch` of its own.
+        let verb = if proxies && verb == "watch" { "get" } else { verb };
+        let served = sub.verbs.contains(&verb) || connect::is_connect(info);
+        return if served { Ok(()) } else { Err(Status::method_not_allowed()) };
+    }
+    // With a field selector on its name, a list or watch carries the name without it being in the path.
+    let named_path = info.parts.len() > 1;
+    let verb = info.verb.as_str();
+    let fits = match verb {
+        "create" => !named_path && (!row.namespaced || in_namespace || !row.verbs.contains(&"list")),
+        "list" | "deletecollection" => !named_path,
+        "watch" => true,
+        _ => named_path,
+    };
+    if named_path && row.namespaced && !in_namespace && verb != "watch" {
+        return Err(Status::unknown_resource());
+    }
+    let collection_is_deletable = verb != "deletecollection" || !row.namespaced || in_namespace;
+    if !fits || !row.verbs.contains(&verb) || !collection_is_deletable || (has_name && verb == "create") {
+        return Err(Status::method_not_allowed());
+    }
+    Ok(())
+}
+
+fn version() -> Value {
+    let version = mussel_api::version::GIT_VERSION;
+    json!({
+        "major": "1",
+        "minor": "36",
+        "emulationMajor": "1",
+        "emulationMinor": "36",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": version,
+        "gitCommit": option_env!("MUSSEL_GIT_COMMIT").unwrap_or_default(),
+        "gitTreeState": "clean",
+        "buildDate": option_env!("MUSSEL_BUILD_DATE").unwrap_or("1970-01-01T00:00:00Z"),
+        "goVersion": "none (rust)",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, go_arch()),
+    })
+}
+
+/// The architecture as Kubernetes names it.
+fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+pub fn json_response(value: &Value) -> Response {
+    with_type(Body::from(value.to_string()), HeaderValue::from_static("application/json"))
+}
+
+pub fn with_type(body: Body, kind: HeaderValue) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+pub fn page_not_found() -> Response {
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    let mut response = with_type(Body::from("404 page not found\n"), text);
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}

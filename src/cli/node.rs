@@ -1,0 +1,286 @@
+//! A node: runtime, pod network, kubelet, service proxy and DNS.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Node;
+use mussel_apiserver::ServingCert;
+use mussel_client::event::EventType;
+use mussel_client::{Informers, Recorder};
+use mussel_cluster::files;
+use mussel_dns::Dns;
+use mussel_kubelet::{Cri, Kubelet};
+use mussel_network::cidr::Cidr;
+use mussel_network::host;
+use mussel_network::pods::PodNetwork;
+use mussel_network::proxy::{self, Proxy};
+use mussel_runtime::images::Images;
+use mussel_runtime::images::folder::{self, Outcome};
+use mussel_runtime::images::registries::Registries;
+use mussel_runtime::{Runtime, prepare_host};
+use tokio::sync::oneshot;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+
+use super::args::{DEFAULT_DATA_DIR, ServerArgs};
+use super::node_address::mtu_of;
+use super::parts::{Parts, chain};
+use super::pod_network::Adapter;
+
+pub const BRIDGE: &str = "cni0";
+const KUBELET_PORT: u16 = 10250;
+const PODS_MAX: u32 = 110;
+/// Archives in the images folder are imported before the first pod starts, but do not hold up the node for longer than this.
+const IMPORT_HEAD_START: Duration = Duration::from_secs(30);
+const PODNET_RETRY: Duration = Duration::from_secs(2);
+
+pub struct NodeConfig<'a> {
+    pub node_name: String,
+    pub node_ip: IpAddr,
+    pub cluster_dns: IpAddr,
+    pub serve_dns: bool,
+    pub args: &'a ServerArgs,
+    /// Acts as this node.
+    pub client: kube::Client,
+    pub informers: Informers,
+    pub kubelet_certificate: Arc<ServingCert>,
+    pub client_ca_pem: Vec<u8>,
+}
+
+/// Where a node keeps what.
+struct Folders {
+    agent: PathBuf,
+    run: PathBuf,
+}
+
+pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<()> {
+    let local = &config.args.local;
+    let folders = Folders { agent: local.data_dir.join("agent"), run: local.run_dir.clone() };
+    files::create_dir(&folders.agent, 0o755)?;
+    files::create_dir(&folders.run, 0o755)?;
+    prepare_host(&[&folders.agent, &folders.run]).context("prepare mount propagation")?;
+    host::tune_kernel();
+
+    let cluster_cidr: Cidr = config.args.cluster_cidr.parse().context("--cluster-cidr")?;
+    let service_cidr: Cidr = config.args.service_cidr.parse().context("--service-cidr")?;
+    let pods = PodNetwork::open(mussel_network::pods::Config {
+        run_dir: folders.run.join("network"),
+        bridge: BRIDGE.to_owned(),
+        mtu: mtu_of(config.node_ip),
+        cluster_cidr,
+    })?;
+    let pods = Arc::new(pods);
+    let dns: Vec<IpAddr> = config.serve_dns.then_some(config.cluster_dns).into_iter().collect();
+    host::prepare(pods.iptables(), service_cidr, &dns).await.context("prepare the host's network")?;
+
+    let resolv_conf = config.args.resolv_conf.clone().unwrap_or_else(host_resolv_conf);
+    if config.serve_dns {
+        let dns = Dns::bind(mussel_dns::Config {
+            addresses: dns.clone(),
+            port: 53,
+            domain: config.args.cluster_domain.clone(),
+            resolv_conf: resolv_conf.clone(),
+            informers: config.informers.clone(),
+        });
+        let dns = dns.await?;
+        parts.start("cluster dns", |stop| dns.run(stop));
+    }
+    {
+        let (pods, informers) = (Arc::clone(&pods), config.informers.clone());
+        let (name, kept) = (config.node_name.clone(), folders.agent.join("network/pod-cidr"));
+        parts.start_infallible("pod network", |stop| follow_pod_cidr(pods, informers, name, kept, stop));
+    }
+    let proxy = Proxy::new(
+        proxy::Config {
+            node_name: config.node_name.clone(),
+            cluster_cidr,
+            local_addresses: dns.into_iter().collect(),
+            iptables: pods.iptables().clone(),
+        },
+        config.informers.of(),
+        config.informers.of(),
+    );
+    parts.start_infallible("service proxy", |stop| proxy.run(stop));
+
+    let cri = match &config.args.container_runtime_endpoint {
+        Some(endpoint) => Cri::connect(endpoint.trim_start_matches("unix://")),
+        None => embedded_runtime(&config, &folders, pods, parts).await?,
+    };
+    start_kubelet(config, &folders, cri, resolv_conf, parts).await
+}
+
+/// The container runtime of this process, reached without a socket; foreign tools reach it by `<run-dir>/mussel.sock`.
+async fn embedded_runtime(
+    config: &NodeConfig<'_>,
+    folders: &Folders,
+    pods: Arc<PodNetwork>,
+    parts: &mut Parts,
+) -> anyhow::Result<Cri> {
+    let root_dir = folders.agent.join("runtime");
+    let registries = Registries::load(&config.args.private_registry)?;
+    let images = Images::open(&root_dir.join("images"), registries).context("open the images")?;
+    let runtime = Runtime::open(mussel_runtime::Config {
+        root_dir,
+        run_dir: folders.run.clone(),
+        // The running binary, also after a newer one has taken its place on disk.
+        shim_exe: PathBuf::from("/proc/self/exe"),
+        cgroup_root: config.args.local.cgroup_root.clone(),
+        network: Arc::new(Adapter(Arc::clone(&pods))),
+        images: Arc::new(images.clone()),
+    });
+    let runtime = runtime.await.context("open the container runtime")?;
+    let streaming = mussel_runtime::streaming::Server::bind(runtime.clone()).await.context("open the streaming server")?;
+    runtime.set_streaming(streaming.handle());
+    parts.start("streaming", |stop| streaming.run(stop));
+    let live = runtime.sandbox_ids();
+    pods.retain(|id| live.iter().any(|known| known == id)).await;
+
+    let (imported, is_imported) = oneshot::channel();
+    {
+        let recorder = Recorder::new(config.informers.client(), "mussel", &config.node_name);
+        let (informers, node) = (config.informers.clone(), config.node_name.clone());
+        let (images, dir) = (images.clone(), folders.agent.join("images"));
+        let report = move |outcome| report_import(&recorder, &informers, &node, outcome);
+        let started = move || imported.send(()).unwrap_or_default();
+        parts.start_infallible("image archives", |stop| folder::run(images, dir, report, started, stop));
+    }
+    {
+        let (runtime, images, socket) = (runtime.clone(), images.clone(), folders.run.join("mussel.sock"));
+        parts.start("cri", |stop| async move {
+            let served = runtime.serve(images, &socket, stop).await;
+            runtime.drain().await;
+            served
+        });
+    }
+    if time::timeout(IMPORT_HEAD_START, is_imported).await.is_err() {
+        tracing::info!("archives are still being imported; the node starts meanwhile");
+    }
+    let images = mussel_cri::v1::image_service_server::ImageServiceServer::new(images);
+    Ok(Cri::new(runtime.service(), images))
+}
+
+/// An event on the node, where people look when an image is missing.
+fn report_import(recorder: &Recorder, informers: &Informers, node: &str, outcome: Outcome) {
+    let (type_, reason, message) = match outcome {
+        Outcome::Imported { archive, images } => {
+            let message = format!("Imported {} from {}", images.join(", "), archive.display());
+            (EventType::Normal, "ImagesImported", message)
+        }
+        Outcome::Failed { archive, reason } => {
+            let message = format!("Failed to import {}: {reason}", archive.display());
+            (EventType::Warning, "ImageImportFailed", message)
+        }
+    };
+    let uid = informers.of::<Node>().get("", node).and_then(|node| node.metadata.uid.clone());
+    let about = k8s_openapi::api::core::v1::ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(node.to_owned()),
+        uid,
+        ..Default::default()
+    };
+    recorder.event(about, type_, reason, message);
+}
+
+/// Hands the pod network this node's range: the one it had before, at once; then what the Node object says.
+async fn follow_pod_cidr(pods: Arc<PodNetwork>, informers: Informers, node: String, kept: PathBuf, stop: CancellationToken) {
+    let mut current: Option<Cidr> = None;
+    if let Ok(Some(text)) = files::read(&kept)
+        && let Ok(cidr) = text.trim().parse()
+        && set_pod_cidr(&pods, cidr, &stop).await
+    {
+        current = Some(cidr);
+    }
+    let nodes = informers.of::<Node>();
+    let mut changes = nodes.changes();
+    loop {
+        let cidr = nodes.get("", &node).and_then(|node| node.spec.as_ref()?.pod_cidr.as_ref()?.parse::<Cidr>().ok());
+        if let Some(cidr) = cidr
+            && current != Some(cidr)
+        {
+            if !set_pod_cidr(&pods, cidr, &stop).await {
+                return;
+            }
+            if let Err(error) = files::write(&kept, cidr.to_string().as_bytes(), 0o644) {
+                tracing::warn!(error = chain(&error), "this node's pod CIDR is not kept for the next start");
+            }
+            current = Some(cidr);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            change = changes.next() => if change.is_none() { return stop.cancelled().await },
+        }
+    }
+}
+
+/// Tries until it holds; `false` when stopped before.
+async fn set_pod_cidr(pods: &PodNetwork, cidr: Cidr, stop: &CancellationToken) -> bool {
+    loop {
+        match pods.set_pod_cidr(cidr).await {
+            Ok(()) => return true,
+            Err(error) => tracing::error!(%cidr, error = chain(&error), "pod network is not ready"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            () = time::sleep(PODNET_RETRY) => {}
+        }
+    }
+}
+
+async fn start_kubelet(
+    config: NodeConfig<'_>,
+    folders: &Folders,
+    cri: Cri,
+    resolv_conf: PathBuf,
+    parts: &mut Parts,
+) -> anyhow::Result<()> {
+    let args = config.args;
+    // Log shippers look in /var/log/pods; a second node on the machine must not meet the first one's there.
+    let pod_logs_dir = match args.local.data_dir == Path::new(DEFAULT_DATA_DIR) {
+        true => PathBuf::from("/var/log/pods"),
+        false => folders.agent.join("log/pods"),
+    };
+    let taints = args.node_taint.iter().map(|taint| k8s_openapi::api::core::v1::Taint {
+        key: taint.key.clone(),
+        value: Some(taint.value.clone()).filter(|value| !value.is_empty()),
+        effect: taint.effect.clone(),
+        time_added: None,
+    });
+    let kubelet = Kubelet::new(mussel_kubelet::Config {
+        provider_id: Some(format!("mussel://{}", config.node_name)),
+        node_name: config.node_name,
+        node_ips: vec![config.node_ip],
+        labels: args.node_label.iter().cloned().collect(),
+        taints: taints.collect(),
+        root_dir: folders.agent.join("kubelet"),
+        pod_logs_dir,
+        pod_manifests_dir: folders.agent.join("pod-manifests"),
+        run_dir: folders.run.clone(),
+        cgroup_root: args.local.cgroup_root.clone(),
+        cluster_dns: vec![config.cluster_dns],
+        cluster_domain: args.cluster_domain.clone(),
+        resolv_conf,
+        pods_max: PODS_MAX,
+        client: config.client,
+        informers: config.informers,
+        cri,
+        server: Some(mussel_kubelet::ServerConfig {
+            listen: SocketAddr::new(args.bind_address, KUBELET_PORT),
+            certificate: config.kubelet_certificate,
+            client_ca_pem: config.client_ca_pem,
+        }),
+    });
+    parts.start("kubelet", |stop| kubelet.run(stop));
+    Ok(())
+}
+
+/// systemd-resolved's stub is of no use inside pods; what stands behind it is.
+fn host_resolv_conf() -> PathBuf {
+    let host = PathBuf::from("/etc/resolv.conf");
+    let stub = std::fs::read_to_string(&host).is_ok_and(|text| text.lines().any(|line| line.trim() == "nameserver 127.0.0.53"));
+    let resolved = PathBuf::from("/run/systemd/resolve/resolv.conf");
+    if stub && resolved.exists() { resolved } else { host }
+}

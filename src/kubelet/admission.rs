@@ -1,0 +1,164 @@
+//! The last check before a pod may run here. The scheduler made the same checks with older knowledge, and pods may name
+//! their node without asking it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use mussel_api::quantity::Quantity;
+
+use crate::shared::Shared;
+use crate::status::Verdict;
+use crate::{pod, resources};
+
+fn rejected(reason: &str, message: &str) -> Verdict {
+    Verdict { reason: reason.into(), message: format!("Pod was rejected: {message}"), disruption: false }
+}
+
+/// # Errors
+/// Why the pod fails, in upstream's words.
+pub async fn admit(shared: &Shared, pod: &Pod) -> Result<(), Verdict> {
+    let mut admitted = shared.admitted.lock().await;
+    let others: Vec<_> = {
+        let all = shared.registry.list();
+        let alive: Vec<_> = all.into_iter().filter(|(_, p)| !p.finished).map(|(p, _)| p).collect();
+        admitted.retain(|uid| alive.iter().any(|p| pod::uid(p) == uid));
+        alive.into_iter().filter(|p| pod::uid(p) != pod::uid(pod) && admitted.contains(pod::uid(p))).collect()
+    };
+    let labels = shared.node.get("", &shared.config.node_name).and_then(|n| n.metadata.labels.clone());
+    let labels = labels.unwrap_or_else(|| shared.config.labels.clone());
+    let room =
+        Room { pods_max: shared.config.pods_max, milli_cpu: shared.machine.cpus * 1000, memory: shared.machine.memory };
+    check(pod, others.iter().map(AsRef::as_ref), &room, &labels, &shared.config.node_name)?;
+    admitted.insert(pod::uid(pod).to_owned());
+    Ok(())
+}
+
+struct Room {
+    pods_max: u32,
+    milli_cpu: i64,
+    memory: i64,
+}
+
+fn check<'a>(
+    pod: &Pod,
+    others: impl Iterator<Item = &'a Pod> + Clone,
+    room: &Room,
+    labels: &BTreeMap<String, String>,
+    node: &str,
+) -> Result<(), Verdict> {
+    let count = others.clone().count();
+    if u32::try_from(count).unwrap_or(u32::MAX) >= room.pods_max {
+        let text =
+            format!("Node didn't have enough resource: pods, requested: 1, used: {count}, capacity: {}", room.pods_max);
+        return Err(rejected("OutOfpods", &text));
+    }
+    let fits = |name: &str, capacity: i64, unit: fn(&Quantity) -> i64| {
+        let wanted = unit(&resources::pod_request(pod, name));
+        let used: i64 = others.clone().map(|p| unit(&resources::pod_request(p, name))).sum();
+        if wanted > 0 && used.saturating_add(wanted) > capacity {
+            let text = format!(
+                "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
+            );
+            return Err(rejected(&format!("OutOf{name}"), &text));
+        }
+        Ok(())
+    };
+    fits("cpu", room.milli_cpu, Quantity::to_milli)?;
+    fits("memory", room.memory, Quantity::value)?;
+    if !selects(pod, labels, node) {
+        return Err(rejected("NodeAffinity", "Predicate NodeAffinity failed"));
+    }
+    let mine = ports(pod);
+    let theirs: Vec<_> = others.flat_map(ports).collect();
+    let clash = |a: &(String, String, i32), b: &(String, String, i32)| {
+        let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
+        a.1 == b.1 && a.2 == b.2 && (a.0 == b.0 || any(&a.0) || any(&b.0))
+    };
+    if mine.iter().any(|a| theirs.iter().any(|b| clash(a, b))) {
+        return Err(rejected("NodePorts", "Predicate NodePorts failed"));
+    }
+    Ok(())
+}
+
+/// Address, protocol and number of each port that the pod takes on the node.
+fn ports(pod: &Pod) -> Vec<(String, String, i32)> {
+    let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c));
+    let all = pod::containers(pod).iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    all.filter_map(|p| {
+        let host = p.host_port.filter(|h| *h > 0)?;
+        Some((p.host_ip.clone().unwrap_or_default(), p.protocol.clone().unwrap_or_else(|| "TCP".into()), host))
+    })
+    .collect()
+}
+
+fn selects(pod: &Pod, labels: &BTreeMap<String, String>, node: &str) -> bool {
+    let Some(spec) = pod::spec(pod) else { return true };
+    if spec.node_selector.iter().flatten().any(|(k, v)| labels.get(k) != Some(v)) {
+        return false;
+    }
+    let required = spec
+        .affinity
+        .as_ref()
+        .and_then(|a| a.node_affinity.as_ref())
+        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    required.is_none_or(|r| r.node_selector_terms.iter().any(|term| term_matches(term, labels, node)))
+}
+
+fn term_matches(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>, node: &str) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    if expressions.is_empty() && fields.is_empty() {
+        return false;
+    }
+    expressions.iter().all(|r| requirement_holds(r, labels.get(&r.key).map(String::as_str)))
+        && fields.iter().all(|r| requirement_holds(r, (r.key == "metadata.name").then_some(node)))
+}
+
+fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let listed = value.is_some_and(|v| values.iter().any(|o| o == v));
+    let number = |text: Option<&str>| text.and_then(|t| t.parse::<i64>().ok());
+    let than = number(values.first().map(String::as_str));
+    match requirement.operator.as_str() {
+        "In" => listed,
+        "NotIn" => !listed,
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => number(value).zip(than).is_some_and(|(v, t)| v > t),
+        "Lt" => number(value).zip(than).is_some_and(|(v, t)| v < t),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn pods_that_do_not_fit_are_rejected_with_upstreams_reasons() {
+        let asks = |cpu: &str| pod(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}));
+        let port = |ip: &str| {
+            pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]}))
+        };
+        let labels = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
+        let room = Room { pods_max: 3, milli_cpu: 1000, memory: 1 << 30 };
+        let selector = |value: &str| pod(json!({"nodeSelector": {"a": value}, "containers": []}));
+        for (new, others, expected) in [
+            (asks("500m"), vec![asks("500m")], None),
+            (asks("501m"), vec![asks("500m")], Some("OutOfcpu")),
+            (asks("0"), vec![asks("0"), asks("0"), asks("0")], Some("OutOfpods")),
+            (port(""), vec![port("10.0.0.1")], Some("NodePorts")),
+            (port("10.0.0.2"), vec![port("10.0.0.1")], None),
+            (selector("1"), vec![], None),
+            (selector("2"), vec![], Some("NodeAffinity")),
+        ] {
+            let result = check(&new, others.iter(), &room, &labels, "n");
+            assert_eq!(result.err().map(|v| v.reason).as_deref(), expected);
+        }
+    }
+}
