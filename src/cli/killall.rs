@@ -88,7 +88,7 @@ fn pod_cgroups(cgroup_root: &str) -> Vec<PathBuf> {
     hierarchies
         .flat_map(|hierarchy| {
             let base = if root.is_empty() { hierarchy } else { hierarchy.join(root) };
-            [base.join("kubepods"), base.join("mussel")]
+            [base.join("kubepods"), base.join("mussel"), base.join("mussel-shims")]
         })
         .filter(|dir| dir.is_dir())
         .collect()

@@ -146,9 +146,9 @@ async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, st
                 collector.observe(id, &object.metadata);
             }
             Some(Ok(Event::InitDone)) => {
-                for uid in lock(&collector.graph).missing(id, &seen) {
-                    collector.forget(uid);
-                }
+                // Its own statement: in the loop's head the lock would be held through the loop.
+                let missing = lock(&collector.graph).missing(id, &seen);
+                missing.into_iter().for_each(|uid| collector.forget(uid));
                 seen = HashSet::new();
                 if !std::mem::replace(&mut synced, true) {
                     collector.unsynced.send_modify(|n| *n -= 1);
@@ -171,8 +171,11 @@ async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, st
         }
     }
     // The kind is not served any more, or we stop: its objects are gone as far as we can tell.
-    for uid in lock(&collector.graph).missing(id, &HashSet::new()) {
-        lock(&collector.graph).forget(uid);
+    {
+        let mut graph = lock(&collector.graph);
+        for uid in graph.missing(id, &HashSet::new()) {
+            graph.forget(uid);
+        }
     }
     if !synced {
         collector.unsynced.send_modify(|n| *n -= 1);

@@ -10,7 +10,6 @@ use mussel_store::{CommitError, Freshness, Precondition, Revision, Txn};
 use serde_json::{Value, json};
 
 use super::call::{Call, Current};
-use super::convert;
 use super::names;
 use super::options::WriteOptions;
 use super::view::View;
@@ -476,11 +475,6 @@ impl Call<'_> {
 
     pub fn server_timeout(&self, operation: &str) -> Status {
         Status::server_timeout(&self.resource.group, &self.resource.plural, operation)
-    }
-
-    /// The stored and the served form are the same.
-    pub fn is_stored_form(&self) -> bool {
-        convert::needed(&self.resource).is_none()
     }
 }
 

@@ -43,7 +43,8 @@ impl Reference {
         let valid_tag = |tag: &String| {
             (1..=128).contains(&tag.len()) && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
-        let valid_registry = registry.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-[]".contains(&b));
+        let valid_registry = registry.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-[]".contains(&b))
+            && registry.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'[');
         if !valid_registry || !repository.split('/').all(part) || !tag.iter().all(valid_tag) || repository.len() > 255 {
             return Err(fail());
         }

@@ -11,8 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Message;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
+use super::websocket;
 use super::spdy::{self, Connection, Gone};
 use crate::sessions::Wanted;
 
@@ -146,7 +149,10 @@ where
                 return;
             }
         }
-        let _ = to_client.close().await;
+        // Clients take any other code, and a close without one, for a stream that broke.
+        let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+        let _ = to_client.send(Message::Close(Some(normal))).await;
+        websocket::close(&mut to_client).await;
     });
     let pongs = messages.downgrade();
     let reader = tokio::spawn(async move {

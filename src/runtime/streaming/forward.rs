@@ -10,7 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Message;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use tokio_util::task::TaskTracker;
 
 use super::spdy::{Connection, Stream, Writer};
@@ -166,7 +168,10 @@ where
                 return;
             }
         }
-        let _ = to_client.close().await;
+        // Clients take any other code, and a close without one, for a stream that broke.
+        let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+        let _ = to_client.send(Message::Close(Some(normal))).await;
+        super::websocket::close(&mut to_client).await;
     };
     let receive = async {
         while let Some(Ok(message)) = from_client.next().await {

@@ -1,10 +1,11 @@
 //! WebSocket (RFC 6455) after the handshake, and SPDY tunnelled through it.
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
+use futures::{Sink, SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 
 /// Versions of the remote command protocol over WebSocket, the newest first.
 pub const REMOTE: [&str; 5] = [
@@ -24,6 +25,14 @@ const PIECE_BYTES: usize = 32 << 10;
 pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(io: S) -> WebSocketStream<S> {
     let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
+}
+
+/// Says that all went well. Clients take a close without a code for an error.
+pub async fn close(socket: &mut (impl Sink<Message> + Unpin)) {
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    // A client that is gone needs no farewell.
+    let _ = socket.send(Message::Close(Some(frame))).await;
+    let _ = socket.close().await;
 }
 
 /// The bytes inside the messages, as a stream of their own.
@@ -49,7 +58,7 @@ pub async fn tunnel(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) ->
                 return;
             }
         }
-        let _ = to_client.close().await;
+        close(&mut to_client).await;
     });
     inside
 }

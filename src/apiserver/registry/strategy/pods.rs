@@ -22,12 +22,11 @@ impl Rules for Pods {
         Ok(())
     }
 
-    fn finish(&self, write: &Write<'_>, new: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+    fn finish(&self, _write: &Write<'_>, new: &mut Value, old: Option<&Value>) -> Result<(), Status> {
         // Admission may have set resources; the class is fixed from then on.
         if old.is_none() {
             new["status"]["qosClass"] = qos_class(&new["spec"]).into();
         }
-        let _ = write;
         Ok(())
     }
 

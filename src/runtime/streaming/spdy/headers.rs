@@ -110,7 +110,8 @@ fn parse(mut plain: &[u8]) -> Option<BTreeMap<String, String>> {
         Some(u32::from_be_bytes(*head) as usize)
     };
     let text = |plain: &mut &[u8]| {
-        let (head, rest) = plain.split_at_checked(number(plain)?)?;
+        let length = number(plain)?;
+        let (head, rest) = plain.split_at_checked(length)?;
         *plain = rest;
         Some(String::from_utf8_lossy(head).to_lowercase())
     };
