@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use mussel_api::protobuf::{self, ProtobufError};
 use mussel_api::resource::Resource;
 use serde_json::{Value, json};
 
@@ -124,8 +126,29 @@ async fn resource(
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => return Err(body_too_large()),
         Err(error) => return Err(Status::bad_request(format!("the body of the request could not be read: {error}"))),
     };
-    let request = Request { info, user, query, headers: parts.headers, body, warnings };
+    let (headers, body) = as_json(parts.headers, body)?;
+    let request = Request { info, user, query, headers, body, warnings };
     server.registry.handle(row, request).await
+}
+
+/// Bodies in protobuf, as clients generated from upstream's types send them, go on as JSON.
+fn as_json(mut headers: HeaderMap, body: Bytes) -> Result<(HeaderMap, Bytes), Status> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_protobuf = kind.split(';').next().map(str::trim) == Some("application/vnd.kubernetes.protobuf");
+    if !is_protobuf {
+        return Ok((headers, body));
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if body.is_empty() {
+        return Ok((headers, body));
+    }
+    match protobuf::decode(&body) {
+        Ok(object) => Ok((headers, object.to_string().into())),
+        Err(ProtobufError::UnknownKind { .. }) => {
+            Err(Status::unsupported_media_type(&["application/json", "application/yaml"]))
+        }
+        Err(error) => Err(Status::bad_request(error.to_string())),
+    }
 }
 
 fn body_too_large() -> Status {

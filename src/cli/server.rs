@@ -244,7 +244,12 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
         let gate = gate.clone();
         parts.start_infallible("controllers", |stop| mussel_controllers::run(controllers, gate, stop));
     }
-    let _ = gate;
+    let scheduler = mussel_scheduler::Context {
+        client: api.client("system:kube-scheduler", &["system:authenticated"]),
+        informers: informers.clone(),
+    };
+    parts.start_infallible("scheduler", |stop| mussel_scheduler::run(scheduler, gate, stop));
+
     let bundled = bundled(settings);
     let disabled: Vec<String> = args.disable.clone();
     let manifests = server_dir.join("manifests");
