@@ -92,7 +92,10 @@ fn message_of(api_version: &str, kind: &str) -> Option<&'static str> {
     };
     // DeleteOptions and the like belong to every group.
     let name = format!("{package}.{version}.{kind}");
-    table().get(name.as_str()).or_else(|| table().get(format!("apimachinery.pkg.apis.meta.v1.{kind}").as_str())).copied()
+    table()
+        .get(name.as_str())
+        .or_else(|| table().get(format!("apimachinery.pkg.apis.meta.v1.{kind}").as_str()))
+        .copied()
 }
 
 struct Field {

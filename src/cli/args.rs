@@ -103,7 +103,13 @@ pub struct ServerArgs {
     pub local: LocalArgs,
 
     /// Write the admin's kubeconfig to this file
-    #[arg(short = 'o', long, env = "MUSSEL_WRITE_KUBECONFIG", default_value = "/etc/mussel/mussel.yaml", value_name = "FILE")]
+    #[arg(
+        short = 'o',
+        long,
+        env = "MUSSEL_WRITE_KUBECONFIG",
+        default_value = "/etc/mussel/mussel.yaml",
+        value_name = "FILE"
+    )]
     #[arg(help_heading = "Client")]
     pub write_kubeconfig: PathBuf,
     /// Its mode, in octal
@@ -115,7 +121,13 @@ pub struct ServerArgs {
     #[arg(long, env = "MUSSEL_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP", help_heading = "Listener")]
     pub bind_address: IpAddr,
     /// Port the API listens on
-    #[arg(long, env = "MUSSEL_HTTPS_LISTEN_PORT", default_value_t = 6443, value_name = "PORT", help_heading = "Listener")]
+    #[arg(
+        long,
+        env = "MUSSEL_HTTPS_LISTEN_PORT",
+        default_value_t = 6443,
+        value_name = "PORT",
+        help_heading = "Listener"
+    )]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub https_listen_port: u16,
     /// Address that the API server is known by in the cluster (default: the node's)

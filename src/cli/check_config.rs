@@ -43,7 +43,11 @@ pub fn main(_: &LocalArgs) -> ExitCode {
 fn overlay() -> Result<String, String> {
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let known = filesystems.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay");
-    if known { Ok("available".to_owned()) } else { Err("load it (modprobe overlay), or boot a kernel with CONFIG_OVERLAY_FS".to_owned()) }
+    if known {
+        Ok("available".to_owned())
+    } else {
+        Err("load it (modprobe overlay), or boot a kernel with CONFIG_OVERLAY_FS".to_owned())
+    }
 }
 
 fn controller(name: &str) -> Result<String, String> {
@@ -61,7 +65,8 @@ fn controller(name: &str) -> Result<String, String> {
     }
     match name {
         "memory" => Err("add 'cgroup_memory=1 cgroup_enable=memory' to the kernel's command line \
-            (Raspberry Pi: /boot/firmware/cmdline.txt) and reboot".to_owned()),
+            (Raspberry Pi: /boot/firmware/cmdline.txt) and reboot"
+            .to_owned()),
         _ => Err(format!("boot a kernel with the {name} controller")),
     }
 }
@@ -79,9 +84,17 @@ fn iptables() -> Result<String, String> {
 
 fn swap() -> Result<String, String> {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    if swaps.lines().count() < 2 { Ok("off".to_owned()) } else { Err("on; memory limits of pods do not cover swap".to_owned()) }
+    if swaps.lines().count() < 2 {
+        Ok("off".to_owned())
+    } else {
+        Err("on; memory limits of pods do not cover swap".to_owned())
+    }
 }
 
 fn root() -> Result<String, String> {
-    if nix::unistd::geteuid().is_root() { Ok("yes".to_owned()) } else { Err("no; a server has to run as root".to_owned()) }
+    if nix::unistd::geteuid().is_root() {
+        Ok("yes".to_owned())
+    } else {
+        Err("no; a server has to run as root".to_owned())
+    }
 }

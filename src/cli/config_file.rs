@@ -89,7 +89,8 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ConfigFileError> {
 }
 
 fn merge(merged: &mut BTreeMap<String, Vec<String>>, path: &Path) -> Result<(), ConfigFileError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigFileError::Read { path: path.to_owned(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigFileError::Read { path: path.to_owned(), source })?;
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(());
     }
@@ -98,7 +99,9 @@ fn merge(merged: &mut BTreeMap<String, Vec<String>>, path: &Path) -> Result<(), 
     for (key, value) in content {
         let wrong = || ConfigFileError::Value { path: path.to_owned(), key: key.clone() };
         let values = match value {
-            Value::Array(items) => items.into_iter().map(|item| text_of(item).ok_or_else(wrong)).collect::<Result<_, _>>()?,
+            Value::Array(items) => {
+                items.into_iter().map(|item| text_of(item).ok_or_else(wrong)).collect::<Result<_, _>>()?
+            }
             Value::Null => Vec::new(),
             other => vec![text_of(other).ok_or_else(wrong)?],
         };
@@ -143,7 +146,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.yaml");
         std::fs::write(&path, "node-name: a\n").unwrap();
-        let args = ["mussel", "server", "--config", path.to_str().unwrap(), "--node-name=b"].map(str::to_owned).to_vec();
+        let args =
+            ["mussel", "server", "--config", path.to_str().unwrap(), "--node-name=b"].map(str::to_owned).to_vec();
         let (args, _) = expand(args).unwrap();
         assert_eq!(args[2], "--node-name=a");
         assert_eq!(args.last().unwrap(), "--node-name=b");

@@ -13,7 +13,8 @@ use super::args::{CtrArgs, CtrCommand, ImagesCommand};
 pub fn main(args: &CtrArgs) -> anyhow::Result<()> {
     let CtrCommand::Images(command) = &args.command;
     let socket = args.local.run_dir.join("mussel.sock");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
     runtime.block_on(async {
         if !socket.exists() {
             bail!("{} does not exist; is mussel running, and with this --run-dir?", socket.display());

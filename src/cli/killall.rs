@@ -28,7 +28,8 @@ pub fn main(args: &LocalArgs) -> anyhow::Result<()> {
     kill_all(&args.run_dir, &cgroups, &mut left);
     unmount_all(&[&args.run_dir, &args.data_dir.join("agent")], &mut left);
     remove_cgroups(&cgroups, &mut left);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
     let errors = runtime.block_on(mussel_network::host::cleanup(node::BRIDGE));
     left.extend(errors.iter().map(|error| super::parts::chain(error)));
     if let Err(error) = fs::remove_dir_all(&args.run_dir)
@@ -44,15 +45,18 @@ pub fn main(args: &LocalArgs) -> anyhow::Result<()> {
 
 /// A server on the same data directory holds its store's lock.
 fn running_server(args: &LocalArgs) -> Option<i32> {
-    processes().into_iter().find(|(_, command)| {
-        let words: Vec<&str> = command.iter().map(String::as_str).collect();
-        let is_server = words.first().is_some_and(|exe| exe.ends_with("mussel")) && words.get(1) == Some(&"server");
-        let dir = words.iter().enumerate().find_map(|(at, word)| match *word {
-            "--data-dir" | "-d" => words.get(at + 1).copied(),
-            word => word.strip_prefix("--data-dir="),
-        });
-        is_server && Path::new(dir.unwrap_or(super::args::DEFAULT_DATA_DIR)) == args.data_dir
-    }).map(|(pid, _)| pid)
+    processes()
+        .into_iter()
+        .find(|(_, command)| {
+            let words: Vec<&str> = command.iter().map(String::as_str).collect();
+            let is_server = words.first().is_some_and(|exe| exe.ends_with("mussel")) && words.get(1) == Some(&"server");
+            let dir = words.iter().enumerate().find_map(|(at, word)| match *word {
+                "--data-dir" | "-d" => words.get(at + 1).copied(),
+                word => word.strip_prefix("--data-dir="),
+            });
+            is_server && Path::new(dir.unwrap_or(super::args::DEFAULT_DATA_DIR)) == args.data_dir
+        })
+        .map(|(pid, _)| pid)
 }
 
 /// All processes with their command lines.
@@ -139,7 +143,10 @@ fn unmount_all(dirs: &[&Path], left: &mut Vec<String>) {
             let _ = umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
         }
     }
-    left.push(format!("mounts below {} cannot be undone", dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")));
+    left.push(format!(
+        "mounts below {} cannot be undone",
+        dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")
+    ));
 }
 
 fn remove_cgroups(cgroups: &[PathBuf], left: &mut Vec<String>) {

@@ -7,13 +7,17 @@ use tracing_subscriber::EnvFilter;
 /// `MUSSEL_LOG` takes tracing's filter syntax and wins over `--debug`.
 pub fn start(debug: bool) {
     let default = match debug {
-        true => "info,mussel=debug,mussel_apiserver=debug,mussel_client=debug,mussel_cluster=debug,\
+        true => {
+            "info,mussel=debug,mussel_apiserver=debug,mussel_client=debug,mussel_cluster=debug,\
             mussel_controllers=debug,mussel_dns=debug,mussel_kubelet=debug,mussel_network=debug,mussel_runtime=debug,\
-            mussel_scheduler=debug,mussel_store=debug",
+            mussel_scheduler=debug,mussel_store=debug"
+        }
         // Libraries speak up only when something is wrong.
-        false => "warn,mussel=info,mussel_apiserver=info,mussel_client=info,mussel_cluster=info,\
+        false => {
+            "warn,mussel=info,mussel_apiserver=info,mussel_client=info,mussel_cluster=info,\
             mussel_controllers=info,mussel_dns=info,mussel_kubelet=info,mussel_network=info,mussel_runtime=info,\
-            mussel_scheduler=info,mussel_store=info",
+            mussel_scheduler=info,mussel_store=info"
+        }
     };
     let filter = EnvFilter::try_from_env("MUSSEL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let terminal = std::io::stderr().is_terminal();

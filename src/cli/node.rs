@@ -132,7 +132,8 @@ async fn embedded_runtime(
         images: Arc::new(images.clone()),
     });
     let runtime = runtime.await.context("open the container runtime")?;
-    let streaming = mussel_runtime::streaming::Server::bind(runtime.clone()).await.context("open the streaming server")?;
+    let streaming =
+        mussel_runtime::streaming::Server::bind(runtime.clone()).await.context("open the streaming server")?;
     runtime.set_streaming(streaming.handle());
     parts.start("streaming", |stop| streaming.run(stop));
     let live = runtime.sandbox_ids();
@@ -186,7 +187,13 @@ fn report_import(recorder: &Recorder, informers: &Informers, node: &str, outcome
 }
 
 /// Hands the pod network this node's range: the one it had before, at once; then what the Node object says.
-async fn follow_pod_cidr(pods: Arc<PodNetwork>, informers: Informers, node: String, kept: PathBuf, stop: CancellationToken) {
+async fn follow_pod_cidr(
+    pods: Arc<PodNetwork>,
+    informers: Informers,
+    node: String,
+    kept: PathBuf,
+    stop: CancellationToken,
+) {
     let mut current: Option<Cidr> = None;
     if let Ok(Some(text)) = files::read(&kept)
         && let Ok(cidr) = text.trim().parse()
@@ -280,7 +287,8 @@ async fn start_kubelet(
 /// systemd-resolved's stub is of no use inside pods; what stands behind it is.
 fn host_resolv_conf() -> PathBuf {
     let host = PathBuf::from("/etc/resolv.conf");
-    let stub = std::fs::read_to_string(&host).is_ok_and(|text| text.lines().any(|line| line.trim() == "nameserver 127.0.0.53"));
+    let stub = std::fs::read_to_string(&host)
+        .is_ok_and(|text| text.lines().any(|line| line.trim() == "nameserver 127.0.0.53"));
     let resolved = PathBuf::from("/run/systemd/resolve/resolv.conf");
     if stub && resolved.exists() { resolved } else { host }
 }

@@ -26,7 +26,8 @@ pub fn clock() -> anyhow::Result<()> {
 
 /// Makes the directory where it is missing and tries to write in it.
 pub fn writable(dir: &Path) -> anyhow::Result<()> {
-    let remedy = || format!("{} is not writable; check its owner and mount, or choose another with --data-dir", dir.display());
+    let remedy =
+        || format!("{} is not writable; check its owner and mount, or choose another with --data-dir", dir.display());
     mussel_cluster::files::create_dir(dir, 0o755).with_context(remedy)?;
     let probe = dir.join(".writable");
     let tried = std::fs::File::create(&probe).and_then(|mut file| file.write_all(b"x"));

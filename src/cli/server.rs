@@ -196,7 +196,8 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
         ..mussel_apiserver::Config::default()
     };
     let client_ca_pem = config.client_ca_pem.clone();
-    let api = ApiServer::start(config, store.clone(), CancellationToken::new()).await.context("start the API server")?;
+    let api =
+        ApiServer::start(config, store.clone(), CancellationToken::new()).await.context("start the API server")?;
     let tls = ServerTls::new(
         certificates.api.clone(),
         pki.client_ca.cert_pem().as_bytes(),
@@ -270,7 +271,8 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
             cluster_dns: settings.cluster_dns,
             serve_dns: !args.disable.iter().any(|part| part == COREDNS),
             args,
-            client: api.client(&format!("system:node:{}", settings.node_name), &["system:nodes", "system:authenticated"]),
+            client: api
+                .client(&format!("system:node:{}", settings.node_name), &["system:nodes", "system:authenticated"]),
             informers,
             kubelet_certificate: certificates.kubelet,
             client_ca_pem,

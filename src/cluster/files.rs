@@ -26,7 +26,8 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     create_dir(dir, 0o700)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = dir.join(format!(".{name}.{}", std::process::id()));
-    let result = write_aside(&aside, content, mode).and_then(|()| fs::rename(&aside, path)).and_then(|()| sync_dir(dir));
+    let result =
+        write_aside(&aside, content, mode).and_then(|()| fs::rename(&aside, path)).and_then(|()| sync_dir(dir));
     result.map_err(|source| {
         // The rename did not happen or was not synced; what is left aside is of no use either way.
         let _ = fs::remove_file(&aside);

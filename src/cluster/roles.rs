@@ -20,9 +20,9 @@ pub async fn run(informers: Informers, node_name: String, stop: CancellationToke
     let api: Api<Node> = Api::all(informers.client());
     let mut changes = nodes.changes();
     loop {
-        let wanting = nodes.get("", &node_name).is_some_and(|node| {
-            node.metadata.labels.as_ref().is_none_or(|labels| !labels.contains_key(CONTROL_PLANE))
-        });
+        let wanting = nodes
+            .get("", &node_name)
+            .is_some_and(|node| node.metadata.labels.as_ref().is_none_or(|labels| !labels.contains_key(CONTROL_PLANE)));
         let mut failed = false;
         if wanting {
             let patch = json!({"metadata": {"labels": {CONTROL_PLANE: "true"}}});

@@ -1,6 +1,6 @@
 //! Turns questions on the wire into answers.
 
-use hickory_proto::op::{Edns, Metadata, MessageType, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
@@ -78,7 +78,7 @@ impl Handler {
                     return reply;
                 }
                 Answer::Alias { record, target } => {
-                    reply.answers.push(record);
+                    reply.answers.push(*record);
                     if record_type == RecordType::CNAME {
                         return reply;
                     }

@@ -73,7 +73,10 @@ impl Upstream {
 fn name_servers(resolv_conf: &Path, own: &[IpAddr]) -> Vec<IpAddr> {
     let usable = |path: &Path| -> Vec<IpAddr> {
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        parse(&text).into_iter().filter(|ip| *ip != IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)) && !own.contains(ip)).collect()
+        parse(&text)
+            .into_iter()
+            .filter(|ip| *ip != IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)) && !own.contains(ip))
+            .collect()
     };
     let servers = usable(resolv_conf);
     if servers.is_empty() { usable(Path::new(RESOLVED)) } else { servers }
@@ -93,7 +96,8 @@ mod tests {
     fn loopback_stubs_and_our_own_address_are_not_asked() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resolv.conf");
-        std::fs::write(&path, "# x\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver\t10.43.0.10\noptions a\n").unwrap();
+        std::fs::write(&path, "# x\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver\t10.43.0.10\noptions a\n")
+            .unwrap();
         let own = ["10.43.0.10".parse().unwrap()];
         assert_eq!(name_servers(&path, &own), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
     }

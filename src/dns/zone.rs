@@ -30,9 +30,15 @@ pub enum Answer {
     NotYet,
     NoSuchName,
     /// Empty when the name exists but has no record of this type.
-    Records { answers: Vec<Record>, additionals: Vec<Record> },
+    Records {
+        answers: Vec<Record>,
+        additionals: Vec<Record>,
+    },
     /// An alias to a name outside the cluster: the caller may add what that resolves to.
-    Alias { record: Record, target: Name },
+    Alias {
+        record: Box<Record>,
+        target: Name,
+    },
 }
 
 pub struct Zone {
@@ -139,7 +145,7 @@ impl Zone {
             let target = spec.external_name.unwrap_or_default();
             let Ok(mut target) = Name::from_utf8(target.trim_end_matches('.')) else { return Answer::NoSuchName };
             target.set_fqdn(true);
-            return Answer::Alias { record: record(name, RData::CNAME(CNAME(target.clone()))), target };
+            return Answer::Alias { record: Box::new(record(name, RData::CNAME(CNAME(target.clone())))), target };
         }
         let addresses: Vec<IpAddr> = match is_headless(service) {
             false => cluster_ips(service),
@@ -224,7 +230,9 @@ impl Zone {
             let owner = slice.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/service-name"));
             for endpoint in slice.endpoints.iter().flatten().filter(holds) {
                 let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-                if let Some(service) = owner.and_then(|owner| self.services.get(namespace, owner)).filter(|s| is_headless(s)) {
+                if let Some(service) =
+                    owner.and_then(|owner| self.services.get(namespace, owner)).filter(|s| is_headless(s))
+                {
                     let hostname = endpoint.hostname.clone().unwrap_or_else(|| dashed(&text));
                     names.push(self.below(&[&hostname, service_name(&service), namespace, "svc"]));
                 }

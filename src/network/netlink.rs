@@ -56,7 +56,9 @@ impl Netlink {
     pub async fn mac(&self, name: &str) -> Result<String, NetlinkError> {
         let link = self.link(name).await?.ok_or_else(|| NetlinkError::NoInterface(name.to_owned()))?;
         let address = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Address(bytes) => Some(bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")),
+            LinkAttribute::Address(bytes) => {
+                Some(bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"))
+            }
             _ => None,
         });
         Ok(address.unwrap_or_default())

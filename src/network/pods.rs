@@ -17,7 +17,7 @@ use crate::cidr::Cidr;
 use crate::iptables::{Iptables, IptablesError};
 use crate::netlink::{Netlink, NetlinkError};
 pub use attachment::{Attachment, HostPort, Protocol};
-use attachment::{Attachments, AttachmentError};
+use attachment::{AttachmentError, Attachments};
 pub use sandbox::SandboxError;
 
 /// The node's end of a pod's interface; the rest of the name is made of the sandbox's id.
@@ -147,7 +147,8 @@ impl PodNetwork {
         let veth = netlink.require(&attachment.veth).await?;
         netlink.set_mtu(veth, self.config.mtu).await?;
         netlink.attach(veth, bridge).await?;
-        let inside = sandbox::Inside { peer, mtu: self.config.mtu, address: attachment.ip, prefix: pod_cidr.prefix(), gateway };
+        let inside =
+            sandbox::Inside { peer, mtu: self.config.mtu, address: attachment.ip, prefix: pod_cidr.prefix(), gateway };
         attachment.mac = sandbox::configure(netns, inside).await?;
         Ok(())
     }

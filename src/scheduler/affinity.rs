@@ -71,7 +71,8 @@ impl Affinity {
     pub fn unfit(&self, node: &NodeInfo) -> Option<Unfit> {
         let empty = BTreeMap::new();
         let labels = node.labels().unwrap_or(&empty);
-        let because = |reason: &str, preemption_may_help| Some(Unfit { reason: reason.to_owned(), preemption_may_help });
+        let because =
+            |reason: &str, preemption_may_help| Some(Unfit { reason: reason.to_owned(), preemption_may_help });
         for spread in &self.spread {
             let Some(value) = labels.get(&spread.key) else {
                 return because("node(s) didn't match pod topology spread constraints (missing required label)", false);
@@ -117,7 +118,8 @@ impl Spread {
             let here = node.pods.values().filter(|placed| counts_for(&placed.pod)).count();
             *counts.entry(value.clone()).or_default() += i64::try_from(here).unwrap_or(i64::MAX);
         }
-        let too_few = constraint.min_domains.is_some_and(|min| i64::from(min) > i64::try_from(counts.len()).unwrap_or(0));
+        let too_few =
+            constraint.min_domains.is_some_and(|min| i64::from(min) > i64::try_from(counts.len()).unwrap_or(0));
         let lowest = if too_few { 0 } else { counts.values().copied().min().unwrap_or(0) };
         let own = i64::from(selector.matches_map(pod.metadata.labels.as_ref().unwrap_or(&BTreeMap::new())));
         Self { key: constraint.topology_key.clone(), max_skew: i64::from(constraint.max_skew), counts, lowest, own }

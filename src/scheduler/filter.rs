@@ -36,18 +36,22 @@ pub fn unfit(wanted: &Placed, node: &NodeInfo, affinity: &Affinity) -> Vec<Unfit
     if node_spec.unschedulable == Some(true) && !tolerated(&unschedulable, tolerations) {
         return never("node(s) were unschedulable");
     }
-    if let Some(taint) = node_spec.taints.iter().flatten().find(|taint| {
-        matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute") && !tolerated(taint, tolerations)
-    }) {
+    if let Some(taint) = node_spec
+        .taints
+        .iter()
+        .flatten()
+        .find(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute") && !tolerated(taint, tolerations))
+    {
         let value = taint.value.as_deref().unwrap_or_default();
         return never(format!("node(s) had untolerated taint {{{}: {value}}}", taint.key));
     }
     if !matches_node(pod, node) {
         return never("node(s) didn't match Pod's node affinity/selector");
     }
-    let ports_clash = wanted.host_ports.iter().any(|port| {
-        node.pods.values().any(|placed| placed.host_ports.iter().any(|taken| taken.clashes(port)))
-    });
+    let ports_clash = wanted
+        .host_ports
+        .iter()
+        .any(|port| node.pods.values().any(|placed| placed.host_ports.iter().any(|taken| taken.clashes(port))));
     if ports_clash {
         return vec![occupied("node(s) didn't have free ports for the requested pod ports")];
     }
@@ -221,16 +225,19 @@ mod tests {
         assert!(reasons(&cluster, expression("Gt", json!(["6"]))).is_empty());
         assert!(!reasons(&cluster, expression("Lt", json!(["6"]))).is_empty());
         assert!(!reasons(&cluster, expression("DoesNotExist", json!([]))).is_empty());
-        let field = |name: &str| {
-            with(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]}))
-        };
+        let field =
+            |name: &str| with(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]}));
         assert!(reasons(&cluster, field("a")).is_empty());
         assert!(!reasons(&cluster, field("b")).is_empty());
     }
 
     #[test]
     fn the_message_counts_reasons() {
-        let unfits = [vec![occupied("Insufficient cpu")], never("node(s) were unschedulable"), vec![occupied("Insufficient cpu")]];
+        let unfits = [
+            vec![occupied("Insufficient cpu")],
+            never("node(s) were unschedulable"),
+            vec![occupied("Insufficient cpu")],
+        ];
         assert_eq!(message(3, &unfits), "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.");
         assert_eq!(message(0, &[]), "no nodes available to schedule pods");
     }

@@ -39,9 +39,9 @@ pub fn is_under_way(pod: &Pod, cluster: &Cluster) -> bool {
     let nominated = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
     let node = nominated.and_then(|name| cluster.nodes.get(name));
     node.is_some_and(|node| {
-        node.pods.values().any(|placed| {
-            placed.pod.metadata.deletion_timestamp.is_some() && priority(&placed.pod) < priority(pod)
-        })
+        node.pods
+            .values()
+            .any(|placed| placed.pod.metadata.deletion_timestamp.is_some() && priority(&placed.pod) < priority(pod))
     })
 }
 

@@ -14,7 +14,10 @@ const IMAGE_BYTES_MAX: f64 = 1e9;
 /// Upstream's parts with upstream's weights, as far as they tell nodes of this size apart.
 pub fn score(wanted: &Placed, node: &NodeInfo) -> f64 {
     let (least, balanced) = utilization(wanted, node);
-    least + balanced + 3.0 * taints(&wanted.pod, node) + 2.0 * node_affinity(&wanted.pod, node)
+    least
+        + balanced
+        + 3.0 * taints(&wanted.pod, node)
+        + 2.0 * node_affinity(&wanted.pod, node)
         + 2.0 * pod_affinity(&wanted.pod, node)
         + image_locality(&wanted.pod, node)
 }
@@ -32,7 +35,10 @@ fn utilization(wanted: &Placed, node: &NodeInfo) -> (f64, f64) {
 fn taints(pod: &Pod, node: &NodeInfo) -> f64 {
     let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
     let taints = node.node.as_ref().and_then(|node| node.spec.as_ref()?.taints.as_ref());
-    let unwelcome = taints.into_iter().flatten().filter(|taint| taint.effect == "PreferNoSchedule" && !tolerated(taint, tolerations));
+    let unwelcome = taints
+        .into_iter()
+        .flatten()
+        .filter(|taint| taint.effect == "PreferNoSchedule" && !tolerated(taint, tolerations));
     #[expect(clippy::cast_precision_loss, reason = "a handful of taints")]
     let count = unwelcome.count() as f64;
     FULL / (1.0 + count)
@@ -40,7 +46,8 @@ fn taints(pod: &Pod, node: &NodeInfo) -> f64 {
 
 fn node_affinity(pod: &Pod, node: &NodeInfo) -> f64 {
     let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref());
-    let preferred = affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let preferred =
+        affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
     let (mut weight, mut all) = (0, 0);
     for term in preferred.into_iter().flatten() {
         all += term.weight;
@@ -54,9 +61,14 @@ fn node_affinity(pod: &Pod, node: &NodeInfo) -> f64 {
 /// Preferred affinity, seen from this node alone.
 fn pod_affinity(pod: &Pod, node: &NodeInfo) -> f64 {
     let Some(affinity) = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref()) else { return 0.0 };
-    let wanted = affinity.pod_affinity.as_ref().and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let unwanted = affinity.pod_anti_affinity.as_ref().and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let signed = wanted.into_iter().flatten().map(|term| (1, term)).chain(unwanted.into_iter().flatten().map(|term| (-1, term)));
+    let wanted =
+        affinity.pod_affinity.as_ref().and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let unwanted = affinity
+        .pod_anti_affinity
+        .as_ref()
+        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let signed =
+        wanted.into_iter().flatten().map(|term| (1, term)).chain(unwanted.into_iter().flatten().map(|term| (-1, term)));
     let (mut sum, mut all) = (0, 0);
     for (sign, term) in signed {
         all += term.weight;
@@ -69,9 +81,8 @@ fn pod_affinity(pod: &Pod, node: &NodeInfo) -> f64 {
 
 fn image_locality(pod: &Pod, node: &NodeInfo) -> f64 {
     let images = node.node.as_ref().and_then(|node| node.status.as_ref()?.images.as_ref());
-    let has = |name: &str| {
-        images.into_iter().flatten().find(|image| image.names.iter().flatten().any(|known| known == name))
-    };
+    let has =
+        |name: &str| images.into_iter().flatten().find(|image| image.names.iter().flatten().any(|known| known == name));
     let wanted = pod.spec.iter().flat_map(|spec| &spec.containers).filter_map(|container| container.image.as_deref());
     #[expect(clippy::cast_precision_loss, reason = "sizes, compared roughly")]
     let bytes: f64 = wanted.filter_map(has).filter_map(|image| image.size_bytes).map(|bytes| bytes as f64).sum();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use mussel_client::Recorder;
 use mussel_client::event::{EventType, reference};
 use mussel_client::informer::{Change, Informer};
-use mussel_client::Recorder;
 use rand::seq::IndexedRandom;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -124,7 +124,10 @@ fn wants_node(pod: &Pod) -> bool {
     let ours = spec.and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or(NAME) == NAME;
     let gated = spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty());
     let unplaced = spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().is_empty();
-    ours && unplaced && !gated && pod.metadata.deletion_timestamp.is_none() && !matches!(phase(pod), "Succeeded" | "Failed")
+    ours && unplaced
+        && !gated
+        && pod.metadata.deletion_timestamp.is_none()
+        && !matches!(phase(pod), "Succeeded" | "Failed")
 }
 
 impl Scheduler {
@@ -134,7 +137,9 @@ impl Scheduler {
                 // Heartbeats and image lists make no difference to who fits.
                 let same = old.as_ref().is_some_and(|old| {
                     let capacity = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
-                    old.spec == new.spec && old.metadata.labels == new.metadata.labels && capacity(old) == capacity(&new)
+                    old.spec == new.spec
+                        && old.metadata.labels == new.metadata.labels
+                        && capacity(old) == capacity(&new)
                 });
                 self.cluster.set_node(new);
                 if !same {
@@ -241,7 +246,8 @@ impl Scheduler {
                     recorder.event(reference(pod.as_ref()), EventType::Normal, "Scheduled", message);
                 }
                 Err(error) => {
-                    let for_good = matches!(&error, kube::Error::Api(status) if status.code == 404 || status.code == 409);
+                    let for_good =
+                        matches!(&error, kube::Error::Api(status) if status.code == 404 || status.code == 409);
                     tracing::debug!(pod = name, namespace, node, %error, "not bound");
                     // Only gone when the scheduler is.
                     let _ = unbound.send(Unbound { attempt, for_good }).await;

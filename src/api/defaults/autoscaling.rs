@@ -1,12 +1,17 @@
-//! HorizontalPodAutoscalers, as `autoscaling/v2` has them.
+//! HorizontalPodAutoscalers. `autoscaling/v1` has no metrics and no behavior to fill in.
 
 use serde_json::{Value, json};
 
 use super::{child, fill, fill_zero, made};
+use crate::object::ObjectExt;
 
 pub fn horizontal_pod_autoscaler(autoscaler: &mut Value) {
+    let first_version = autoscaler.api_version() == "autoscaling/v1";
     let Some(spec) = made(autoscaler, "spec") else { return };
     fill(spec, "minReplicas", 1);
+    if first_version {
+        return;
+    }
     fill_zero(
         spec,
         "metrics",

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::pod::pod_template;
+use super::pod::template_of;
 use super::{child, fill, fill_zero, get, is_zero, items, made};
 
 pub fn job(job: &mut Value) {
@@ -50,7 +50,5 @@ fn job_spec(spec: &mut Value) {
             }
         }
     }
-    if let Some(template) = child(spec, "template") {
-        pod_template(template);
-    }
+    template_of(spec);
 }

@@ -27,9 +27,14 @@ pub fn pod(pod: &mut Value) {
     pod_spec(spec);
 }
 
-/// The `template` of a workload.
-pub fn pod_template(template: &mut Value) {
-    if let Some(spec) = child(template, "spec") {
+/// The kind PodTemplate.
+pub fn pod_template(object: &mut Value) {
+    template_of(object);
+}
+
+/// The `template` of a workload's spec.
+pub(super) fn template_of(holder: &mut Value) {
+    if let Some(spec) = child(holder, "template").and_then(|template| child(template, "spec")) {
         pod_spec(spec);
     }
 }

@@ -2,14 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::pod::pod_template;
-use super::{child, fill, fill_zero, get, is_zero, items, made};
-
-fn template(spec: &mut Value) {
-    if let Some(template) = child(spec, "template") {
-        pod_template(template);
-    }
-}
+use super::pod::template_of;
+use super::{fill, fill_zero, get, is_zero, items, made};
 
 pub fn deployment(deployment: &mut Value) {
     let Some(spec) = made(deployment, "spec") else { return };
@@ -25,13 +19,13 @@ pub fn deployment(deployment: &mut Value) {
             fill(rolling, "maxSurge", "25%");
         }
     }
-    template(spec);
+    template_of(spec);
 }
 
 pub fn replica_set(set: &mut Value) {
     let Some(spec) = made(set, "spec") else { return };
     fill(spec, "replicas", 1);
-    template(spec);
+    template_of(spec);
 }
 
 pub fn replication_controller(controller: &mut Value) {
@@ -50,7 +44,7 @@ pub fn replication_controller(controller: &mut Value) {
     }
     let Some(spec) = made(controller, "spec") else { return };
     fill(spec, "replicas", 1);
-    template(spec);
+    template_of(spec);
 }
 
 pub fn daemon_set(set: &mut Value) {
@@ -65,7 +59,7 @@ pub fn daemon_set(set: &mut Value) {
             fill(rolling, "maxSurge", 0);
         }
     }
-    template(spec);
+    template_of(spec);
 }
 
 pub fn stateful_set(set: &mut Value) {
@@ -91,5 +85,5 @@ pub fn stateful_set(set: &mut Value) {
         fill_zero(claim, "apiVersion", "v1");
         fill_zero(claim, "kind", "PersistentVolumeClaim");
     }
-    template(spec);
+    template_of(spec);
 }

@@ -225,9 +225,10 @@ fn jobs() {
     let mut job = json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"template": {"spec": {
         "restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}}});
     defaults::job(&mut job);
-    defaults::job_selector(&mut job);
+    // As the registry does on create, from the Job's uid.
+    job["spec"]["selector"] = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}});
+    job["spec"]["template"]["metadata"] = json!({"labels": {"batch.kubernetes.io/controller-uid": "u"}});
     assert_eq!(texts(job_create(&job)), [""; 0]);
-    assert_eq!(job["spec"]["selector"], json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}}));
     let mut changed = job.clone();
     changed["spec"]["completions"] = 2.into();
     assert_eq!(texts(job_update(&changed, &job)), ["spec.completions: Invalid value: 2: field is immutable"]);

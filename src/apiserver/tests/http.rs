@@ -399,3 +399,33 @@ async fn openapi_is_served_by_hash() {
     assert_eq!(server.raw(Some(identity), true, protobuf).await.0.status, 406);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn bodies_in_protobuf_are_read() {
+    let server = TestServer::start().await;
+    let bytes = |number: u8, value: &[u8]| [&[number << 3 | 2, value.len() as u8], value].concat();
+    let type_meta = [bytes(1, b"v1"), bytes(2, b"ConfigMap")].concat();
+    let metadata = [bytes(1, b"cm"), bytes(2, b""), bytes(8, b"")].concat();
+    let data = [bytes(1, b"key"), bytes(2, b"value")].concat();
+    let raw = [bytes(1, &metadata), bytes(2, &data)].concat();
+    let body = [b"k8s\0".to_vec(), bytes(1, &type_meta), bytes(2, &raw), bytes(3, b""), bytes(4, b"")].concat();
+    let send = |body: Vec<u8>| {
+        let request = http::Request::post("/api/v1/namespaces/default/configmaps")
+            .header("content-type", "application/vnd.kubernetes.protobuf")
+            .header("accept", "application/vnd.kubernetes.protobuf,application/json")
+            .body(Full::from(body))
+            .unwrap();
+        let identity = server.ca.issue("admin", &["system:masters"], &[]);
+        let server = &server;
+        async move {
+            let (parts, body) = server.raw(Some(identity), true, request).await;
+            (parts.status.as_u16(), json(&String::from_utf8_lossy(&body)))
+        }
+    };
+    let (status, map) = send(body).await;
+    assert_eq!(status, 201, "{map}");
+    assert_eq!((&map["metadata"]["name"], &map["data"]), (&json!("cm"), &json!({"key": "value"})));
+    assert_eq!(send(b"k8s\0\x0a\xff".to_vec()).await.0, 400);
+    assert_eq!(send(b"nonsense".to_vec()).await.0, 400);
+    server.stop().await;
+}

@@ -112,10 +112,8 @@ impl Applier {
         }
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let gvk = GroupVersionKind::gvk(group, version, kind);
-        let (resource, capabilities) = pinned_kind(&self.client, &gvk).await.map_err(|source| ApplyError::Discover {
-            kind: kind.to_owned(),
-            api_version: api_version.to_owned(),
-            source,
+        let (resource, capabilities) = pinned_kind(&self.client, &gvk).await.map_err(|source| {
+            ApplyError::Discover { kind: kind.to_owned(), api_version: api_version.to_owned(), source }
         })?;
         self.served.insert(key, (resource.clone(), capabilities.scope.clone()));
         Ok((resource, capabilities.scope))
@@ -131,7 +129,11 @@ impl Applier {
     async fn record(&self, name: &str, brought: &[Brought]) -> Result<(), ApplyError> {
         let objects = serde_json::to_string(brought).unwrap_or_default();
         let record = ConfigMap {
-            metadata: ObjectMeta { name: Some(record_name(name)), namespace: Some(NAMESPACE.into()), ..Default::default() },
+            metadata: ObjectMeta {
+                name: Some(record_name(name)),
+                namespace: Some(NAMESPACE.into()),
+                ..Default::default()
+            },
             data: Some([("objects".to_owned(), objects)].into()),
             ..Default::default()
         };

@@ -52,7 +52,9 @@ fn parse(text: &str) -> Result<Vec<Value>, ManifestError> {
     for (number, document) in documents.into_iter().enumerate() {
         match document {
             Value::Null => {}
-            Value::Object(ref map) if map.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) => {
+            Value::Object(ref map)
+                if map.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) =>
+            {
                 let items = map.get("items").and_then(Value::as_array).ok_or(ManifestError::NotAnObject(number + 1))?;
                 objects.extend(items.iter().cloned());
             }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType};
+use rcgen::{
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
 use time::OffsetDateTime;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -12,7 +14,12 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{Authority, CLOCK_SLACK, CertKey, LEAF_LIFETIME, Leaf, PkiError, RENEW_BEFORE, Usage, pair};
 use crate::files;
 
-pub fn ensure(dir: &Path, authority: &Authority, leaf: &Leaf, now: OffsetDateTime) -> Result<(CertKey, bool), PkiError> {
+pub fn ensure(
+    dir: &Path,
+    authority: &Authority,
+    leaf: &Leaf,
+    now: OffsetDateTime,
+) -> Result<(CertKey, bool), PkiError> {
     let (cert_path, key_path) = pair(dir, leaf.file);
     let kept_key = files::read(&key_path)?.filter(|pem| KeyPair::from_pem(pem).is_ok());
     if let (Some(cert_pem), Some(key_pem)) = (files::read(&cert_path)?, &kept_key) {

@@ -60,7 +60,8 @@ fn host_ports<'a>(attachments: impl Iterator<Item = &'a Attachment>) -> String {
     for attachment in attachments {
         for port in &attachment.host_ports {
             let (ip, protocol) = (attachment.ip, port.protocol.as_str());
-            let destination = port.host_ip.filter(|ip| !ip.is_unspecified()).map(|ip| format!(" -d {ip}")).unwrap_or_default();
+            let destination =
+                port.host_ip.filter(|ip| !ip.is_unspecified()).map(|ip| format!(" -d {ip}")).unwrap_or_default();
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,

@@ -47,7 +47,11 @@ pub async fn configure(netns: OwnedFd, inside: Inside) -> Result<String, Sandbox
     let body = move || {
         let _ = reply.send(enter(&netns, &inside));
     };
-    thread::Builder::new().name("pod-netns".to_owned()).stack_size(256 << 10).spawn(body).map_err(SandboxError::Thread)?;
+    thread::Builder::new()
+        .name("pod-netns".to_owned())
+        .stack_size(256 << 10)
+        .spawn(body)
+        .map_err(SandboxError::Thread)?;
     answer.await.map_err(|_| SandboxError::Ended)?
 }
 

@@ -81,7 +81,9 @@ pub fn plan(settings: &Settings, services: &[Arc<Service>], slices: &[Arc<Endpoi
 fn service_ports(settings: &Settings, service: &Service, slices: &[&EndpointSlice]) -> Vec<ServicePort> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let labels = service.metadata.labels.as_ref();
-    let Some(cluster_ip) = spec.cluster_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()) else { return Vec::new() };
+    let Some(cluster_ip) = spec.cluster_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()) else {
+        return Vec::new();
+    };
     if spec.type_.as_deref() == Some("ExternalName")
         || settings.local_addresses.contains(&cluster_ip)
         || labels.is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL))
@@ -91,7 +93,8 @@ fn service_ports(settings: &Settings, service: &Service, slices: &[&EndpointSlic
     let family = |ip: &IpAddr| ip.is_ipv4() == cluster_ip.is_ipv4();
     let external_ips: Vec<IpAddr> =
         spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(family).collect();
-    let ingress = service.status.iter().flat_map(|status| &status.load_balancer).flat_map(|lb| lb.ingress.iter().flatten());
+    let ingress =
+        service.status.iter().flat_map(|status| &status.load_balancer).flat_map(|lb| lb.ingress.iter().flatten());
     let load_balancer_ips: Vec<IpAddr> = ingress
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
         .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
@@ -218,7 +221,8 @@ mod tests {
     #[test]
     fn ready_endpoints_are_taken_and_those_on_their_way_out_only_in_need() {
         let spec = json!({"clusterIP": "10.43.0.7", "ports": [{"port": 80}]});
-        let going = json!({"addresses": ["10.42.0.6"], "conditions": {"ready": false, "serving": true, "terminating": true}});
+        let going =
+            json!({"addresses": ["10.42.0.6"], "conditions": {"ready": false, "serving": true, "terminating": true}});
         let ready = json!({"addresses": ["10.42.0.5"], "nodeName": "a"});
         let ports = planned(spec.clone(), json!([ready, going]));
         assert_eq!(addresses(&ports[0].cluster), ["10.42.0.5:8080"]);

@@ -93,7 +93,11 @@ fn service(tables: &mut Tables, port: &ServicePort, cluster_cidr: Cidr) {
     };
     match &internal_chain {
         Some(chain) => {
-            push(&mut tables.nat, "KUBE-SERVICES", format!("{} {} -j {chain}", to(&port.cluster_ip), comment("cluster IP")));
+            push(
+                &mut tables.nat,
+                "KUBE-SERVICES",
+                format!("{} {} -j {chain}", to(&port.cluster_ip), comment("cluster IP")),
+            );
         }
         None if port.cluster.0.is_empty() => {
             let rule = format!("{} {} -j REJECT", to(&port.cluster_ip), comment("has no endpoints"));
@@ -105,7 +109,8 @@ fn service(tables: &mut Tables, port: &ServicePort, cluster_cidr: Cidr) {
         }
     }
     let needs_cluster_chain = !port.cluster.0.is_empty() && (!port.internal_local || port.is_external());
-    let needs_local_chain = !port.local.0.is_empty() && (port.internal_local || port.external_local && port.is_external());
+    let needs_local_chain =
+        !port.local.0.is_empty() && (port.internal_local || port.external_local && port.is_external());
     if needs_cluster_chain {
         targets(tables, port, &chain("KUBE-SVC-", port, ""), &port.cluster, Some(cluster_cidr));
     }
@@ -181,7 +186,13 @@ fn external(tables: &mut Tables, port: &ServicePort, cluster_cidr: Cidr) {
 }
 
 /// A chain that spreads packets over endpoints, with equal chance or by who asked before.
-fn targets(tables: &mut Tables, port: &ServicePort, name: &str, targets: &Targets, masquerade_from_outside: Option<Cidr>) {
+fn targets(
+    tables: &mut Tables,
+    port: &ServicePort,
+    name: &str,
+    targets: &Targets,
+    masquerade_from_outside: Option<Cidr>,
+) {
     let protocol = port.protocol;
     if let Some(cluster_cidr) = masquerade_from_outside {
         let to = format!("-d {}/32 -p {protocol} -m {protocol} --dport {}", port.cluster_ip, port.port);
@@ -191,7 +202,8 @@ fn targets(tables: &mut Tables, port: &ServicePort, name: &str, targets: &Target
         targets.0.iter().map(|endpoint| (chain("KUBE-SEP-", port, &endpoint.to_string()), endpoint)).collect();
     if let Some(seconds) = port.affinity {
         for (endpoint_chain, _) in &endpoints {
-            let rule = format!("-m recent --name {endpoint_chain} --rcheck --seconds {seconds} --reap -j {endpoint_chain}");
+            let rule =
+                format!("-m recent --name {endpoint_chain} --rcheck --seconds {seconds} --reap -j {endpoint_chain}");
             push(&mut tables.nat, name, rule);
         }
     }

@@ -29,8 +29,11 @@ impl Loader {
         let desired = tables(ports, self.cluster_cidr);
         match self.loaded.take() {
             Some(loaded) => {
-                let text = [difference("nat", &desired.nat, &loaded.nat), difference("filter", &desired.filter, &loaded.filter)]
-                    .concat();
+                let text = [
+                    difference("nat", &desired.nat, &loaded.nat),
+                    difference("filter", &desired.filter, &loaded.filter),
+                ]
+                .concat();
                 if !text.is_empty() {
                     self.iptables.restore(&text).await?;
                 }
@@ -44,7 +47,8 @@ impl Loader {
     /// Replaces everything of ours, and removes what an earlier process left that is no longer wanted.
     async fn load_all(&self, desired: &Tables) -> Result<(), IptablesError> {
         let present = Tables { nat: self.present("nat").await?, filter: self.present("filter").await? };
-        let text = [difference("nat", &desired.nat, &present.nat), difference("filter", &desired.filter, &present.filter)];
+        let text =
+            [difference("nat", &desired.nat, &present.nat), difference("filter", &desired.filter, &present.filter)];
         self.iptables.restore(&text.concat()).await?;
         // Written for NodePorts on 127.0.0.1; KUBE-FIREWALL, loaded just now, guards it.
         if let Err(error) = std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1") {

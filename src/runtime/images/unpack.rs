@@ -396,7 +396,8 @@ mod tests {
         header.set_size(size as u64);
         header.set_mode(0o4755);
         header.set_mtime(1000);
-        (header.set_uid(12), header.set_gid(34));
+        header.set_uid(12);
+        header.set_gid(34);
         header
     }
 

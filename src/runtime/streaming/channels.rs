@@ -15,8 +15,8 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
-use super::websocket;
 use super::spdy::{self, Connection, Gone};
+use super::websocket;
 use crate::sessions::Wanted;
 
 /// The client opens its streams at once.

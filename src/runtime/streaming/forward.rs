@@ -100,8 +100,13 @@ async fn copy_down(from: &mut (impl AsyncRead + Unpin), to: &Writer) {
 }
 
 /// The older way: two channels per port, data and error, each beginning with the port in two bytes, the low one first.
-pub async fn websocket<S>(runtime: Runtime, sandbox: String, ports: Vec<u16>, socket: WebSocketStream<S>, protocol: &str)
-where
+pub async fn websocket<S>(
+    runtime: Runtime,
+    sandbox: String,
+    ports: Vec<u16>,
+    socket: WebSocketStream<S>,
+    protocol: &str,
+) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let base64 = protocol.contains("base64");

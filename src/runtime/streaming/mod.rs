@@ -10,4 +10,4 @@ mod server;
 mod spdy;
 mod websocket;
 
-pub use server::{Handle, Server, ServeError};
+pub use server::{Handle, ServeError, Server};

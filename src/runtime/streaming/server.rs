@@ -80,14 +80,12 @@ impl Handle {
 
 impl StreamingServer for Handle {
     fn exec(&self, request: v1::ExecRequest) -> Result<String, Status> {
-        let wanted =
-            Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
+        let wanted = Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
         self.url("exec", Task::Exec { container: request.container_id, command: request.cmd, wanted })
     }
 
     fn attach(&self, request: v1::AttachRequest) -> Result<String, Status> {
-        let wanted =
-            Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
+        let wanted = Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
         self.url("attach", Task::Attach { container: request.container_id, wanted })
     }
 
@@ -184,7 +182,7 @@ impl Session {
         let forward = kind == "portforward";
         let (mut response, protocol) = match negotiate(&headers, forward) {
             Ok(negotiated) => negotiated,
-            Err(refusal) => return refusal,
+            Err(refusal) => return *refusal,
         };
         let Some(task) = self.tokens.take(token) else {
             return refuse(StatusCode::NOT_FOUND, "this URL was used already, or is too old");
@@ -214,7 +212,12 @@ enum Protocol {
 }
 
 /// Boxed piece by piece, because the compiler cannot prove `Send` for all of it at once.
-fn work(runtime: Runtime, task: Task, protocol: Protocol, io: TokioIo<hyper::upgrade::Upgraded>) -> BoxFuture<'static, ()> {
+fn work(
+    runtime: Runtime,
+    task: Task,
+    protocol: Protocol,
+    io: TokioIo<hyper::upgrade::Upgraded>,
+) -> BoxFuture<'static, ()> {
     match (task, protocol) {
         (Task::PortForward { sandbox, .. }, Protocol::Spdy(_)) => Box::pin(forward::spdy(runtime, sandbox, io)),
         (Task::PortForward { sandbox, .. }, Protocol::WebSocket(websocket::TUNNEL)) => Box::pin(async move {
@@ -278,7 +281,7 @@ fn refuse(status: StatusCode, text: &str) -> Response<String> {
 }
 
 /// The 101 answer and what was agreed on, or why nothing could be.
-fn negotiate(headers: &HeaderMap, forward: bool) -> Result<(Response<String>, Protocol), Response<String>> {
+fn negotiate(headers: &HeaderMap, forward: bool) -> Result<(Response<String>, Protocol), Box<Response<String>>> {
     const VERSION: &str = "X-Stream-Protocol-Version";
     let upgrade = headers.get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mut response = Response::new(String::new());
@@ -286,15 +289,18 @@ fn negotiate(headers: &HeaderMap, forward: bool) -> Result<(Response<String>, Pr
     if upgrade.eq_ignore_ascii_case("websocket") {
         let offered = list(headers, "Sec-WebSocket-Protocol");
         let supported: &[&str] = if forward { &websocket::FORWARD } else { &websocket::REMOTE };
-        let key = headers.get("Sec-WebSocket-Key").ok_or_else(|| refuse(StatusCode::BAD_REQUEST, "no WebSocket key"))?;
+        let key = headers
+            .get("Sec-WebSocket-Key")
+            .ok_or_else(|| Box::new(refuse(StatusCode::BAD_REQUEST, "no WebSocket key")))?;
         // A client that offers nothing gets the oldest: channels in binary messages.
         let chosen = match offered.is_empty() {
             true => Some(""),
             false => supported.iter().copied().find(|known| offered.iter().any(|offer| offer == known)),
         };
         let Some(chosen) = chosen else {
-            let text = format!("unable to negotiate a protocol: client supports {offered:?}, server accepts {supported:?}");
-            return Err(refuse(StatusCode::FORBIDDEN, &text));
+            let text =
+                format!("unable to negotiate a protocol: client supports {offered:?}, server accepts {supported:?}");
+            return Err(Box::new(refuse(StatusCode::FORBIDDEN, &text)));
         };
         let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
         let out = response.headers_mut();
@@ -307,7 +313,7 @@ fn negotiate(headers: &HeaderMap, forward: bool) -> Result<(Response<String>, Pr
     }
     if !upgrade.eq_ignore_ascii_case(spdy::NAME) {
         let text = "you must use the upgrade headers of SPDY/3.1 or WebSocket";
-        return Err(refuse(StatusCode::BAD_REQUEST, text));
+        return Err(Box::new(refuse(StatusCode::BAD_REQUEST, text)));
     }
     let offered = list(headers, VERSION);
     let supported: &[&str] = if forward { &["portforward.k8s.io"] } else { &spdy::REMOTE };
@@ -316,12 +322,14 @@ fn negotiate(headers: &HeaderMap, forward: bool) -> Result<(Response<String>, Pr
         false => supported.iter().copied().find(|known| offered.iter().any(|offer| offer == known)),
     };
     let Some(chosen) = chosen else {
-        let text = format!("unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {supported:?}");
+        let text = format!(
+            "unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {supported:?}"
+        );
         let mut refusal = refuse(StatusCode::FORBIDDEN, &text);
         for known in supported {
             refusal.headers_mut().append("X-Accepted-Stream-Protocol-Versions", HeaderValue::from_static(known));
         }
-        return Err(refusal);
+        return Err(Box::new(refusal));
     };
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static(spdy::NAME));
     if !chosen.is_empty() {

@@ -202,7 +202,9 @@ async fn receive(
         }
         let mut body = vec![0; length];
         io.read_exact(&mut body).await?;
-        let number = |at: usize| body.get(at..at + 4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]]) & 0x7fff_ffff);
+        let number = |at: usize| {
+            body.get(at..at + 4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]]) & 0x7fff_ffff)
+        };
         if word & 0x8000_0000 == 0 {
             data(&mut open, &frames, word, body.into(), flags & FLAG_FIN != 0).await;
             continue;

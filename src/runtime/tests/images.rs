@@ -158,8 +158,12 @@ impl Registry {
             dir.join("registry").display()
         );
         fs::write(&config, text).unwrap();
-        let process =
-            Command::new("docker-registry").arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
         let registry = Self { process: process.unwrap(), host: format!("127.0.0.1:{port}") };
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(&registry.host).is_err() {
