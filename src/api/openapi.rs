@@ -4,6 +4,7 @@
 
 mod definitions;
 mod operations;
+mod protobuf;
 
 use std::collections::BTreeMap;
 
@@ -69,6 +70,13 @@ pub fn v2(custom_rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8
     let rows: Vec<&Resource> =
         resource::builtin().iter().map(|row| &**row).chain(custom_rows.iter().copied()).collect();
     document(Form::V2, &rows, custom)
+}
+
+/// The v2 document as protobuf, for the clients that read it in no other form.
+pub fn v2_protobuf(custom_rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {
+    // What we have just written reads back.
+    let document = serde_json::from_slice(&v2(custom_rows, custom)).unwrap_or_default();
+    protobuf::encode(&document)
 }
 
 /// The definition of a custom kind from its CRD's `openAPIV3Schema`: with the fields that every object has.

@@ -25,6 +25,11 @@ type Rows = Vec<Arc<Resource>>;
 /// A document is named by its hash forever: as long as browsers and clients like to keep it.
 const FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
+/// kubectl asks for the v2 document in this form only.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// Under which that form is kept.
+const V2_PROTOBUF: &str = "v2 as protobuf";
+
 /// The documents built so far.
 #[derive(Default)]
 pub struct OpenApi {
@@ -48,17 +53,19 @@ impl OpenApi {
         if rest == "v3" {
             return Ok(Some(json_response(&index(&rows))));
         }
-        if !takes_json(headers) {
+        let protobuf = rest == "v2" && wants_protobuf(headers);
+        if !protobuf && !takes_json(headers) {
             return Err(Status::not_acceptable(&["application/json"]));
         }
         let path = match rest {
+            "v2" if protobuf => V2_PROTOBUF,
             "v2" => "v2",
             _ => match rest.strip_prefix("v3/") {
                 Some(path) if rows.iter().any(|row| path_of(row) == path) => path,
                 _ => return Ok(None),
             },
         };
-        let hash = if path == "v2" { hash(rows.iter()) } else { hash(rows.iter().filter(|row| path_of(row) == path)) };
+        let hash = if rest == "v2" { hash(rows.iter()) } else { hash(rows.iter().filter(|row| path_of(row) == path)) };
         let asked = query.get("hash");
         if asked.is_some_and(|asked| asked != hash) {
             let location = format!("/openapi/v3/{path}?hash={hash}");
@@ -99,7 +106,7 @@ impl OpenApi {
                 packed
             }
         };
-        let kind = HeaderValue::from_static("application/json");
+        let kind = HeaderValue::from_static(if path == V2_PROTOBUF { PROTOBUF } else { "application/json" });
         let takes_gzip =
             headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
         if takes_gzip {
@@ -153,6 +160,12 @@ fn takes_json(headers: &HeaderMap) -> bool {
         })
 }
 
+/// Older clients write the version with an @, which is not quite a media type.
+fn wants_protobuf(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    values.any(|list| list.contains("com.github.proto-openapi.spec.v2") && list.contains("protobuf"))
+}
+
 fn pack(document: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(document.len() / 8), Compression::new(6));
     encoder.write_all(document)?;
@@ -165,6 +178,7 @@ fn build(path: &str) -> Vec<u8> {
     match path.split('/').collect::<Vec<_>>().as_slice() {
         ["api", version] => openapi::v3("", version).unwrap_or_default(),
         ["apis", group, version] => openapi::v3(group, version).unwrap_or_default(),
+        [path] if *path == V2_PROTOBUF => openapi::v2_protobuf(&[], &none),
         _ => openapi::v2(&[], &none),
     }
 }

@@ -1,6 +1,7 @@
 //! The dispatcher: which part answers an authorized request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -116,19 +117,36 @@ async fn resource(
     if connect::is_connect(&info) {
         return connect::handle(server, info, user, query, request).await;
     }
-    let (parts, body) = request.into_parts();
-    let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
-        return Err(body_too_large());
-    }
-    let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
+    let (parts, mut body) = request.into_parts();
+    let body = match Limited::new(&mut body, BODY_BYTES_MAX).collect().await {
         Ok(collected) => collected.to_bytes(),
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => return Err(body_too_large()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            discard(body).await;
+            return Err(body_too_large());
+        }
         Err(error) => return Err(Status::bad_request(format!("the body of the request could not be read: {error}"))),
     };
     let (headers, body) = as_json(parts.headers, body)?;
     let request = Request { info, user, query, headers, body, warnings };
     server.registry.handle(row, request).await
+}
+
+/// Reads the rest of a body for nobody. On HTTP/2 a client whose body is cut off takes that for the answer, and never sees
+/// the real one. Bounded, because what comes need not end.
+async fn discard(mut body: Body) {
+    const BYTES_MAX: usize = 64 << 20;
+    const TIME_MAX: Duration = Duration::from_secs(10);
+    let read = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Who takes longer has not been listening anyway.
+    let _ = tokio::time::timeout(TIME_MAX, read).await;
 }
 
 /// Bodies in protobuf, as clients generated from upstream's types send them, go on as JSON.

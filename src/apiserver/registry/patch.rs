@@ -136,10 +136,10 @@ pub async fn patch(call: &Call<'_>, part: &dyn Part) -> Result<Response, Status>
             };
             let object = apply::apply(old, &applied, &manager, options.force, &call.schema)
                 .map_err(|error| apply_error(call, name, error))?;
-            Ok(Made { object, tracked: true })
+            Ok(Made { object, tracked: true, patched: true })
         }
         _ => match old {
-            Some(old) => patch.patched(old, &expected, options.strictness, warnings).map(Made::plain),
+            Some(old) => patch.patched(old, &expected, options.strictness, warnings).map(Made::patched),
             None => Err(call.not_found(name)),
         },
     };

@@ -55,11 +55,17 @@ pub struct Made {
     pub object: Value,
     /// Server-side apply has settled the managed fields.
     pub tracked: bool,
+    /// Made of the current object: the version in it is that object's, and not one that the client insists on.
+    pub patched: bool,
 }
 
 impl Made {
     pub fn plain(object: Value) -> Self {
-        Self { object, tracked: false }
+        Self { object, tracked: false, patched: false }
+    }
+
+    pub fn patched(object: Value) -> Self {
+        Self { object, tracked: false, patched: true }
     }
 }
 
@@ -158,7 +164,7 @@ impl Call<'_> {
 
     /// Creates `object`, which has been decoded and defaulted by nobody yet.
     pub async fn create(&self, object: Made, options: &WriteOptions) -> Result<Value, Status> {
-        let Made { mut object, tracked } = object;
+        let Made { mut object, tracked, .. } = object;
         self.fit_namespace(&mut object)?;
         if !object.resource_version().is_empty() && object.resource_version() != "0" {
             return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
@@ -317,16 +323,18 @@ impl Call<'_> {
         made: Made,
     ) -> Result<Option<Value>, Status> {
         let Current { object: old, revision } = current;
-        let Made { object: mut new, tracked } = made;
+        let Made { object: mut new, tracked, patched } = made;
         let write = Write { call: self, view, dry_run: options.dry_run };
         self.fit_namespace(&mut new)?;
 
         let wanted = new.resource_version();
-        let insists = !wanted.is_empty() && wanted != "0";
-        if insists && wanted != old.resource_version() {
+        let versioned = !wanted.is_empty() && wanted != "0";
+        if versioned && wanted != old.resource_version() {
             return Err(self.modified(name));
         }
-        if !insists && part.subresource().is_empty() && !self.rules.allows_unconditional_update() {
+        // A patch that names the version meets the check above again when it is tried again.
+        let insists = versioned && !patched;
+        if !versioned && part.subresource().is_empty() && !self.rules.allows_unconditional_update() {
             let path = mussel_api::field::Path::new("metadata").child("resourceVersion");
             let error = mussel_api::field::FieldError::invalid(&path, 0, "must be specified for an update");
             return Err(self.invalid(name, &vec![error]));

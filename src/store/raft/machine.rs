@@ -200,13 +200,14 @@ impl Machine {
         inner.watchers.end_all(false, &self.metrics);
     }
 
-    /// Applies one entry. Readers see it, and watchers have it queued, when this returns.
+    /// Applies one entry. Readers see it before watchers hear of it, and both have happened when this returns.
     fn apply(&self, entry: &Entry) -> Outcomes {
         let start = Instant::now();
         let mut guard = self.lock();
         let inner = &mut *guard;
         inner.state.applied = Some(entry.log_id);
         let mut outcomes = Outcomes::default();
+        let mut commits = Vec::new();
         match &entry.payload {
             Payload::Blank => {}
             Payload::Membership(membership) => {
@@ -218,9 +219,7 @@ impl Machine {
                     let (outcome, commit) = inner.state.space.apply(txn);
                     if let Some(commit) = commit {
                         inner.changed.extend(commit.events.iter().map(|event| event.key.clone()));
-                        inner.watchers.tell(&commit, &self.metrics);
-                        inner.history.push(commit);
-                        self.metrics.commits.inc();
+                        commits.push(commit);
                     }
                     inner.bytes_since_checkpoint += crate::batch::txn_bytes(txn) as u64;
                     outcomes.0.push(outcome);
@@ -232,6 +231,12 @@ impl Machine {
         self.metrics.keys.set(map.len() as i64);
         self.metrics.revision.set(revision.0 as i64);
         *self.newest.write().unwrap_or_else(PoisonError::into_inner) = Snapshot::new(map, revision);
+        // Only now: who hears of a change and reads has to see it.
+        for commit in commits {
+            inner.watchers.tell(&commit, &self.metrics);
+            inner.history.push(commit);
+            self.metrics.commits.inc();
+        }
         let very_dirty = inner.bytes_since_checkpoint >= self.log_bytes_max;
         self.applied_index.store(entry.log_id.index, Ordering::Release);
         // Within the lock: published revisions never go back.

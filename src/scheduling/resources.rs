@@ -1,0 +1,125 @@
+//! What pods ask for and nodes have.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use mussel_api::quantity::Quantity;
+
+/// What a pod that asks for nothing is counted as when nodes are compared (not when they are filtered).
+const DEFAULT_MILLI_CPU: i64 = 100;
+const DEFAULT_MEMORY: i64 = 200 << 20;
+
+/// Amounts by resource name: cpu in thousandths, everything else in units.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources(BTreeMap<String, i64>);
+
+impl Resources {
+    pub fn of(quantities: Option<&BTreeMap<String, ApiQuantity>>) -> Self {
+        let amounts = quantities.into_iter().flatten().filter_map(|(name, quantity)| {
+            // What does not parse was refused by the API server.
+            let quantity = Quantity::try_from(quantity).ok()?;
+            Some((name.clone(), if name == "cpu" { quantity.to_milli() } else { quantity.value() }))
+        });
+        Self(amounts.collect())
+    }
+
+    pub fn get(&self, name: &str) -> i64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            *self.0.entry(name.clone()).or_default() += amount;
+        }
+    }
+
+    pub fn subtract(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            *self.0.entry(name.clone()).or_default() -= amount;
+        }
+    }
+
+    fn raise_to(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            let own = self.0.entry(name.clone()).or_default();
+            *own = (*own).max(*amount);
+        }
+    }
+
+    fn set(&mut self, other: &Self) {
+        self.0.extend(other.0.iter().map(|(name, amount)| (name.clone(), *amount)));
+    }
+}
+
+fn requests(resources: Option<&ResourceRequirements>) -> Resources {
+    Resources::of(resources.and_then(|resources| resources.requests.as_ref()))
+}
+
+fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// What the pod needs at the worst moment of its life: all containers and sidecars together, or one init container beside
+/// the sidecars started before it; plus overhead. Pod-level requests stand for the sum (KEP-2837).
+pub fn of_pod(pod: &Pod) -> Resources {
+    let Some(spec) = &pod.spec else { return Resources::default() };
+    let mut running = Resources::default();
+    spec.containers.iter().for_each(|container| running.add(&requests(container.resources.as_ref())));
+    let (mut sidecars, mut starting) = (Resources::default(), Resources::default());
+    for container in spec.init_containers.iter().flatten() {
+        let own = requests(container.resources.as_ref());
+        if is_sidecar(container) {
+            sidecars.add(&own);
+            starting.raise_to(&sidecars);
+        } else {
+            let mut moment = sidecars.clone();
+            moment.add(&own);
+            starting.raise_to(&moment);
+        }
+    }
+    running.add(&sidecars);
+    running.raise_to(&starting);
+    running.set(&requests(spec.resources.as_ref()));
+    running.add(&Resources::of(spec.overhead.as_ref()));
+    running
+}
+
+/// CPU and memory for comparing nodes, where a container that asks for nothing still counts.
+pub fn for_scoring(pod: &Pod) -> (i64, i64) {
+    let exact = of_pod(pod);
+    let containers = |spec: &PodSpec| i64::try_from(spec.containers.len()).unwrap_or(1);
+    let count = pod.spec.as_ref().map_or(1, containers);
+    let or = |amount: i64, default: i64| if amount > 0 { amount } else { default * count };
+    (or(exact.get("cpu"), DEFAULT_MILLI_CPU), or(exact.get("memory"), DEFAULT_MEMORY))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_worst_moment_counts() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "initContainers": [
+                {"name": "side", "restartPolicy": "Always", "resources": {"requests": {"cpu": "100m"}}},
+                {"name": "init", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}}},
+            ],
+            "containers": [
+                {"name": "a", "resources": {"requests": {"cpu": "500m", "memory": "64Mi"}}},
+                {"name": "b", "resources": {"requests": {"cpu": "0.5"}}},
+            ],
+            "overhead": {"cpu": "10m"},
+        }}))
+        .unwrap();
+        let resources = of_pod(&pod);
+        assert_eq!((resources.get("cpu"), resources.get("memory")), (2110, 1 << 30));
+        assert_eq!(for_scoring(&Pod::default()).0, 100);
+    }
+}

@@ -1,0 +1,449 @@
+"""A machine for whole-system tests, made of namespaces: its own network, mounts, processes and host name.
+
+The real binary runs in it as root, with real containers. The machine's veth leads to a second network namespace, the
+outside, where a registry or a client may live; nothing touches the network of the machine that runs the tests. The
+process namespace makes the clean-up certain: when its first process is killed, all that ran in it is gone.
+
+Every wait has a deadline and every subprocess a time-out. Only Python's standard library is used.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TESTS)
+BINARY = os.environ.get("MUSSEL_BINARY", os.path.join(ROOT, "target/debug/mussel"))
+KUBECTL = os.environ.get("MUSSEL_KUBECTL", "/usr/bin/kubectl")
+# Slow machines may stretch all deadlines.
+PATIENCE = float(os.environ.get("MUSSEL_TEST_PATIENCE", "1"))
+CGROUPS = "/sys/fs/cgroup"
+BUSYBOX, WEB, WEB2 = "mussel.test/busybox:1", "mussel.test/web:1", "mussel.test/web:2"
+
+# The first process of a machine: collects what others leave behind, as any init does.
+INIT = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+print("up", flush=True)
+while True:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+    signal.sigwait([signal.SIGCHLD])
+"""
+
+
+class Failed(AssertionError):
+    """A command or a wait that did not come out as it must."""
+
+
+class Result:
+    def __init__(self, command, code, out, err):
+        self.command, self.code, self.out, self.err = command, code, out, err
+
+    def __repr__(self):
+        return f"{shlex.join(map(str, self.command))}: exit code {self.code}\n{self.out}{self.err}"
+
+
+def run(command, timeout=30, check=True, input=None, env=None, cwd=None):
+    """Runs to the end or to the time-out, and keeps what it printed."""
+    try:
+        done = subprocess.run(command, input=input, capture_output=True, text=True, errors="replace",
+                              timeout=timeout * PATIENCE, env=env, cwd=cwd, start_new_session=True)
+    except subprocess.TimeoutExpired as late:
+        def text(part):
+            return part.decode(errors="replace") if isinstance(part, bytes) else part or ""
+        raise Failed(f"{shlex.join(map(str, command))}: still running after {timeout} s\n"
+                     f"{text(late.stdout)}{text(late.stderr)}") from None
+    result = Result(command, done.returncode, done.stdout, done.stderr)
+    if check and result.code != 0:
+        raise Failed(repr(result))
+    return result
+
+
+def wait_for(what, condition, deadline=30, every=0.1):
+    """Calls `condition` until it returns something true, and returns that.
+
+    A failed command counts as "not yet", and its text is shown when time is up.
+    """
+    end, last = time.monotonic() + deadline * PATIENCE, None
+    while True:
+        try:
+            last = condition()
+            if last:
+                return last
+        except Failed as error:
+            last = error
+        if time.monotonic() > end:
+            raise Failed(f"waited {deadline} s for {what}; last seen: {last}")
+        time.sleep(every)
+
+
+_images = None
+
+
+def images():
+    """The folder with the test images, built once per run of the tests."""
+    global _images
+    if _images is None:
+        _images = os.environ.get("MUSSEL_TEST_IMAGES") or tempfile.mkdtemp(prefix="mussel-images-")
+        if not os.path.exists(os.path.join(_images, "busybox.tar")):
+            run([sys.executable, os.path.join(TESTS, "images/build.py"), _images], timeout=120)
+    return _images
+
+
+def image_archives():
+    return sorted(os.path.join(images(), name) for name in os.listdir(images()))
+
+
+class Machine:
+    """One machine. `start` runs `mussel server` on it."""
+
+    def __init__(self, name="node", archives=None, flags=(), env=None):
+        self.name, self.flags, self.env = name, list(flags), dict(env or {})
+        self.dir = tempfile.mkdtemp(prefix="mussel-lab-")
+        self.id = os.path.basename(self.dir).removeprefix("mussel-lab-")
+        self.data, self.run_dir = self.dir + "/data", self.dir + "/run"
+        self.kubeconfig, self.log_path = self.dir + "/kubeconfig.yaml", self.dir + "/mussel.log"
+        self.cgroup_root = "/mussel-lab-" + self.id
+        self.server = None
+        self.others = []
+        self._up()
+        for archive in image_archives() if archives is None else archives:
+            os.makedirs(self.data + "/agent/images", exist_ok=True)
+            shutil.copy(archive, self.data + "/agent/images/")
+
+    # The machine itself.
+
+    def _up(self):
+        self.outside = self._namespace("--net")
+        self.init = self._namespace("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc",
+                                    "--kill-child=SIGKILL")
+        self.pid = self._child(self.init.pid)
+        self.outside_pid = self.outside.pid
+        run(["nsenter", "-t", str(self.outside_pid), "-n", "sh", "-ec", f"""
+            ip link set lo up
+            ip link add mussel0 type veth peer name eth0 netns {self.pid}
+            ip addr add 192.168.77.1/24 dev mussel0
+            ip link set mussel0 up"""])
+        self.sh(f"""
+            hostname {self.name}
+            ip link set lo up
+            ip addr add 192.168.77.2/24 dev eth0
+            ip link set eth0 up
+            ip route add default via 192.168.77.1
+            mount -t tmpfs -o mode=755 tmpfs /run
+            printf 'nameserver 192.168.77.1\\n' > /run/resolv.conf
+            mount --bind /run/resolv.conf "$(readlink -f /etc/resolv.conf)" """)
+
+    def _namespace(self, *flags):
+        process = subprocess.Popen(["unshare", *flags, sys.executable, "-c", INIT], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        if process.stdout.readline() != "up\n":
+            raise Failed("unshare: " + process.stderr.read())
+        return process
+
+    @staticmethod
+    def _child(pid):
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return int(file.read().split()[0])
+
+    def _enter(self):
+        return ["nsenter", "-t", str(self.pid), "-m", "-n", "-p", "-u", "-i", "--"]
+
+    def _environment(self, extra=None):
+        keep = {key: os.environ[key] for key in ("LANG", "RUST_BACKTRACE") if key in os.environ}
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        return {**keep, "PATH": path, "HOME": self.dir, "KUBECONFIG": self.kubeconfig, **(extra or {})}
+
+    def exec(self, *command, timeout=30, check=True, input=None, env=None):
+        """Runs a command on the machine."""
+        return run([*self._enter(), *map(str, command)], timeout, check, input, self._environment(env), self.dir)
+
+    def sh(self, script, timeout=30, check=True):
+        return self.exec("sh", "-ec", script, timeout=timeout, check=check).out
+
+    def spawn(self, *command, outside=False, **options):
+        """Starts a command that goes on, on the machine or outside of it; it ends with the machine."""
+        enter = ["nsenter", "-t", str(self.outside_pid), "-n", "--"] if outside else self._enter()
+        process = subprocess.Popen([*enter, *map(str, command)], env=self._environment(), cwd=self.dir,
+                                   start_new_session=True, text=True, errors="replace",
+                                   **{"stdin": subprocess.DEVNULL, **options})
+        self.others.append(process)
+        return process
+
+    # The server.
+
+    def command(self, *flags):
+        return [BINARY, "server", "--data-dir", self.data, "--run-dir", self.run_dir, "--cgroup-root",
+                self.cgroup_root, "-o", self.kubeconfig, *self.flags, *flags]
+
+    def local(self):
+        """What the other commands need to find this machine's state."""
+        return ["--data-dir", self.data, "--run-dir", self.run_dir, "--cgroup-root", self.cgroup_root]
+
+    def start(self, *flags, ready=True):
+        log = open(self.log_path, "a")
+        self.server = subprocess.Popen([*self._enter(), *self.command(*flags)], env=self._environment(self.env),
+                                       cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                       start_new_session=True)
+        log.close()
+        if ready:
+            self.wait_ready()
+        return self
+
+    def _server_pid(self):
+        return wait_for("the server's process", lambda: self._child(self.server.pid), 5, 0.01)
+
+    def wait_ready(self, deadline=60):
+        def ready():
+            if self.server.poll() is not None:
+                # Not an AssertionError that the wait would take as "not yet".
+                raise RuntimeError(f"the server ended with code {self.server.returncode}:\n{self.log_tail(30)}")
+            if not os.path.exists(self.kubeconfig):
+                return False
+            nodes = self.json("get", "nodes")["items"]
+            return any(c["type"] == "Ready" and c["status"] == "True"
+                       for node in nodes for c in node["status"].get("conditions", []))
+        wait_for("the node to be Ready", ready, deadline)
+        wait_for("the default service account", lambda: self.kubectl("get", "serviceaccount", "default"), deadline)
+
+    def stop(self):
+        """Ends the server as a service manager does; returns its exit code."""
+        os.kill(self._server_pid(), signal.SIGTERM)
+        return self.server.wait(30 * PATIENCE)
+
+    def kill9(self):
+        os.kill(self._server_pid(), signal.SIGKILL)
+        self.server.wait(10 * PATIENCE)
+
+    def running(self):
+        return self.server is not None and self.server.poll() is None
+
+    def killall(self):
+        return self.exec(BINARY, "killall", *self.local(), timeout=60, check=False)
+
+    def log(self):
+        with open(self.log_path, errors="replace") as file:
+            return file.read()
+
+    def log_tail(self, lines=60):
+        return "\n".join(self.log().splitlines()[-lines:]) if os.path.exists(self.log_path) else ""
+
+    # Its cluster.
+
+    def kubectl(self, *args, timeout=30, check=True, input=None):
+        return self.exec(KUBECTL, *args, timeout=timeout, check=check, input=input)
+
+    def out(self, *args, **options):
+        return self.kubectl(*args, **options).out.strip()
+
+    def json(self, *args, **options):
+        return json.loads(self.kubectl(*args, "-o", "json", **options).out)
+
+    def apply(self, text, *flags, **options):
+        text = text if isinstance(text, str) else json.dumps(text)
+        return self.kubectl("apply", *flags, "-f", "-", input=text, **options)
+
+    def wait(self, what, condition, deadline=30, namespace="default"):
+        self.kubectl("wait", what, "--for=" + condition, f"--timeout={int(deadline * PATIENCE)}s", "-n", namespace,
+                     timeout=deadline + 5)
+
+    def pod(self, name, namespace="default"):
+        return self.json("get", "pod", name, "-n", namespace)
+
+    def run_pod(self, name, script="sleep 1000000", spec=None, container=None, labels=None, wait=True, deadline=30):
+        """A pod of one busybox container that runs `script`."""
+        main = {"name": "main", "image": BUSYBOX, "command": ["sh", "-c", script], **(container or {})}
+        spec = {"terminationGracePeriodSeconds": 0, "containers": [main], **(spec or {})}
+        self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels or {"app": name}},
+                    "spec": spec})
+        if wait:
+            self.wait("pod/" + name, "condition=Ready", deadline)
+
+    def finished(self, name, deadline=30):
+        """Waits until the pod has ended; its phase and what it printed."""
+        def phase():
+            seen = self.out("get", "pod", name, "-o", "jsonpath={.status.phase}")
+            return seen in ("Succeeded", "Failed") and seen
+        seen = wait_for(f"pod {name} to end", phase, deadline)
+        return seen, self.out("logs", name)
+
+    def curl(self, path, *flags, method="GET", body=None, kind="application/json"):
+        """One request to the API with the admin's certificate: (status, body)."""
+        if not os.path.exists(self.dir + "/admin.crt"):
+            import base64
+            config = json.loads(self.kubectl("config", "view", "--raw", "-o", "json").out)
+            user, cluster = config["users"][0]["user"], config["clusters"][0]["cluster"]
+            for name, data in [("admin.crt", user["client-certificate-data"]), ("admin.key", user["client-key-data"]),
+                               ("ca.crt", cluster["certificate-authority-data"])]:
+                with open(f"{self.dir}/{name}", "wb") as file:
+                    file.write(base64.b64decode(data))
+        send = []
+        if body is not None:
+            with open(self.dir + "/body", "wb") as file:
+                file.write(body.encode() if isinstance(body, str) else body)
+            send = ["-H", f"Content-Type: {kind}", "-H", "Expect:", "--data-binary", f"@{self.dir}/body"]
+        done = self.exec("curl", "-sS", "-m", "20", "-X", method, "--cacert", self.dir + "/ca.crt", "--cert",
+                         self.dir + "/admin.crt", "--key", self.dir + "/admin.key", "-w", "\n%{http_code}", *send,
+                         *flags, "https://127.0.0.1:6443" + path)
+        text, code = done.out.rsplit("\n", 1)
+        return int(code), text
+
+    def get_url(self, url, *flags, timeout=3):
+        """A plain HTTP GET from the machine itself; raises `Failed` when there is no good answer."""
+        return self.exec("curl", "-sSf", "-m", timeout, *flags, url, timeout=timeout + 5).out.strip()
+
+    def container_pids(self, command):
+        """Processes of containers by their command line, as the machine sees them."""
+        return sorted(int(pid) for pid in self.exec("pgrep", "-xf", command, check=False).out.split())
+
+    # What is left.
+
+    def leftovers(self):
+        """All that mussel must not leave behind: processes, mounts, interfaces, rules, cgroups."""
+        left = []
+        for line in self.sh("ps -eo args --no-headers").splitlines():
+            if "mussel-shim" in line or " shim --dir" in line or line.startswith(BINARY + " server"):
+                left.append("process " + line)
+        left += ["mount " + line for line in self.sh("cat /proc/self/mountinfo").splitlines()
+                 if f" {self.dir}/" in line]
+        for link in json.loads(self.sh("ip -j link")):
+            if link["ifname"] not in ("lo", "eth0") and link.get("link_type") != "sit":
+                left.append("interface " + link["ifname"])
+        rules = self.sh("iptables-save; ip6tables-save 2>/dev/null || true").splitlines()
+        left += ["rule " + rule for rule in rules if rule.startswith("-A") or rule.startswith(":MUSSEL")]
+        left += ["cgroup " + path for path in self._cgroups()]
+        left += ["route " + line for line in self.sh("ip route").splitlines() if "10.42." in line or "10.43." in line]
+        return left
+
+    def _cgroups(self):
+        found = []
+        for base in [CGROUPS, *(os.path.join(CGROUPS, name) for name in os.listdir(CGROUPS))]:
+            top = base + self.cgroup_root
+            for path, _, _ in os.walk(top):
+                if path != top:
+                    found.append(path)
+        return found
+
+    def down(self):
+        """Ends everything and removes all traces, whatever state the machine is in."""
+        for process in self.others:
+            if process.poll() is None:
+                process.kill()
+        self.init.kill()
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.outside.kill()
+        for process in [*self.others, self.init, self.outside, *([self.server] if self.server else [])]:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                print(f"process {process.pid} of {self.dir} does not end", file=sys.stderr)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream:
+                    stream.close()
+        for path in reversed(self._cgroups()):
+            self._remove_cgroup(path)
+        for base in [CGROUPS, *(os.path.join(CGROUPS, name) for name in os.listdir(CGROUPS))]:
+            self._remove_cgroup(base + self.cgroup_root)
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    @staticmethod
+    def _remove_cgroup(path):
+        end = time.monotonic() + 5
+        while os.path.isdir(path):
+            try:
+                os.rmdir(path)
+            except OSError as error:
+                # Killed processes leave their cgroup a moment later.
+                if time.monotonic() > end:
+                    print(f"{path} is left: {error}", file=sys.stderr)
+                    return
+                time.sleep(0.02)
+
+
+class Late(AssertionError):
+    """A test that ran into its own time limit."""
+
+
+class Case(unittest.TestCase):
+    """A test with a time limit, on a machine that all tests of its class share unless `shared` is false."""
+
+    shared = True
+    machine_flags = ()
+    time_limit = 150
+    maxDiff = None
+
+    @classmethod
+    def machine(cls):
+        return Machine(flags=cls.machine_flags)
+
+    @classmethod
+    def setUpClass(cls):
+        if cls.shared:
+            cls.m = cls.machine()
+            try:
+                cls.m.start()
+            except BaseException:
+                print(cls.m.log_tail(), file=sys.stderr)
+                cls.m.down()
+                raise
+
+    @classmethod
+    def tearDownClass(cls):
+        if cls.shared:
+            cls.m.down()
+
+    def setUp(self):
+        def late(*_):
+            raise Late(f"not done after {self.time_limit} s")
+        signal.signal(signal.SIGALRM, late)
+        signal.alarm(int(self.time_limit * PATIENCE))
+        if not self.shared:
+            self.m = None
+
+    def run(self, result=None):
+        before = len(result.failures) + len(result.errors) if result else 0
+        super().run(result)
+        if result and len(result.failures) + len(result.errors) > before:
+            self._explain()
+        if not self.shared and getattr(self, "m", None):
+            self.m.down()
+
+    def tearDown(self):
+        signal.alarm(0)
+
+    def _explain(self):
+        signal.alarm(0)
+        machine = getattr(self, "m", None)
+        if not machine:
+            return
+        print(f"\n---- {self.id()} failed; the server's log ends with", file=sys.stderr)
+        print(machine.log_tail(), file=sys.stderr)
+        if machine.running():
+            for what in [("get", "pods,services,endpointslices", "-A", "-o", "wide"),
+                         ("get", "events", "-A", "--sort-by=.lastTimestamp")]:
+                try:
+                    print(machine.kubectl(*what, check=False, timeout=10).out[-4000:], file=sys.stderr)
+                except Failed as error:
+                    print(error, file=sys.stderr)
+        print("----", file=sys.stderr)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,128 @@
+#!/bin/sh
+# All checks and tests, on a clean clone, as root on Debian.
+#
+#   tests/run.sh                  everything
+#   tests/run.sh lint             format and clippy
+#   tests/run.sh cargo            unit and component tests
+#   tests/run.sh system [WORD…]   whole-system tests; only those whose name has one of the words
+#
+# The last line is `N passed, M failed`; the exit code is 0 when nothing failed.
+# MUSSEL_TEST_PATIENCE=2 doubles all deadlines of the system tests; MUSSEL_KUBECTL names the kubectl to use.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+passed=0
+failed=0
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+trap 'exit 130' INT TERM
+
+say() { printf '\n==== %s\n' "$*"; }
+die() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 1; }
+
+# What the tests call, and the Debian package that brings it.
+need() {
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+prepare_machine() {
+    [ "$(id -u)" = 0 ] || die 'must be root: containers, namespaces and cgroups are made'
+    missing=
+    need cc gcc
+    need iptables iptables
+    need conntrack conntrack
+    need busybox busybox-static
+    need docker-registry docker-registry
+    need curl curl
+    need ip iproute2
+    need python3 python3
+    need zstd zstd
+    need mkfs.ext4 e2fsprogs
+    need ps procps
+    need nsenter util-linux
+    # The images of the tests hold nothing but busybox, so it must be the static one.
+    if command -v ldd >/dev/null 2>&1 && command -v busybox >/dev/null 2>&1 && ldd "$(command -v busybox)" >/dev/null 2>&1; then
+        missing="$missing busybox-static"
+    fi
+    : "${MUSSEL_KUBECTL:=$(PATH=/usr/local/bin:/usr/bin:$PATH command -v kubectl || true)}"
+    [ -n "$MUSSEL_KUBECTL" ] || missing="$missing kubernetes-client"
+    if [ -n "$missing" ]; then
+        say "apt: installing$missing"
+        command -v apt-get >/dev/null 2>&1 || die "install these first:$missing"
+        export DEBIAN_FRONTEND=noninteractive
+        timeout 300 apt-get update -q && timeout 600 apt-get install -q -y --no-install-recommends $missing ||
+            die "apt-get could not install$missing"
+    fi
+    # Debian's package is older than ours by many versions (1.20 in bookworm); most tests pass with it, some need 1.30.
+    [ -n "$MUSSEL_KUBECTL" ] || MUSSEL_KUBECTL=$(command -v kubectl) || die 'kubectl is missing; set MUSSEL_KUBECTL'
+    export MUSSEL_KUBECTL
+    command -v cargo >/dev/null 2>&1 || PATH="$HOME/.cargo/bin:$PATH"
+    command -v cargo >/dev/null 2>&1 || die 'cargo is missing; install Rust 1.95 or later from https://rustup.rs'
+    for part in fmt clippy; do
+        cargo "$part" --version >/dev/null 2>&1 || timeout 300 rustup component add "$(echo $part | sed s/^fmt$/rustfmt/)" ||
+            die "cargo $part is missing; add the rustup component"
+    done
+}
+
+# One check that passes or fails as a whole.
+check() {
+    what=$1
+    shift
+    say "$what"
+    if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); printf 'FAILED: %s\n' "$what"; fi
+}
+
+# Counts `A passed; B failed` (cargo) or `A passed, B failed` (ours) in the file; a run that ended badly without
+# naming a failed test counts as one.
+count() {
+    sums=$(sed -n 's/.*[^0-9]\{0,1\}\([0-9][0-9]*\) passed[;,] \([0-9][0-9]*\) failed.*/\1 \2/p' "$1" |
+        awk '{p += $1; f += $2} END {print p + 0, f + 0}')
+    new_passed=${sums% *}
+    new_failed=${sums#* }
+    [ "$2" = 0 ] || [ "$new_failed" != 0 ] || new_failed=1
+    passed=$((passed + new_passed))
+    failed=$((failed + new_failed))
+}
+
+counted() {
+    what=$1
+    shift
+    say "$what"
+    { "$@" 2>&1; echo $? >"$logs/code"; } | tee "$logs/out"
+    count "$logs/out" "$(cat "$logs/code")"
+}
+
+lint() {
+    check 'format' timeout 120 cargo fmt --all --check
+    check 'clippy' timeout 2400 cargo clippy --locked --workspace --all-targets -- -D warnings
+}
+
+cargo_tests() {
+    # Component tests make namespaces, mounts and iptables rules, each test of its own; two at a time is what a small
+    # machine bears without running into deadlines.
+    counted 'unit and component tests' timeout 2400 cargo test --locked --workspace --no-fail-fast -- --test-threads=2
+}
+
+system_tests() {
+    check 'binary' timeout 2400 cargo build --locked -p mussel
+    MUSSEL_BINARY=${MUSSEL_BINARY:-$PWD/target/debug/mussel}
+    export MUSSEL_BINARY
+    counted 'whole-system tests' timeout -k 30 2400 python3 tests/system "$@"
+}
+
+part=${1:-all}
+[ $# = 0 ] || shift
+case $part in
+all | lint | cargo | system) ;;
+*) die "unknown part '$part'; lint, cargo, system or nothing" ;;
+esac
+prepare_machine
+case $part in
+all) lint; cargo_tests; system_tests ;;
+lint) lint ;;
+cargo) cargo_tests ;;
+system) system_tests "$@" ;;
+esac
+
+printf '\n%s passed, %s failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]
