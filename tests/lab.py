@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -304,6 +303,23 @@ class Machine:
         """A plain HTTP GET from the machine itself; raises `Failed` when there is no good answer."""
         return self.exec("curl", "-sSf", "-m", timeout, *flags, url, timeout=timeout + 5).out.strip()
 
+    def fetch(self, pod, host, port=80):
+        """What a web server answers to a container; `nc`, for Debian's static busybox has a wget that crashes."""
+        script = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {host} {port} | tail -n 1"
+        return self.out("exec", pod, "--", "sh", "-c", script)
+
+    def deploy(self, name, replicas=1, image=WEB, namespace="default"):
+        """A Deployment whose pods end quickly, though their first process ignores SIGTERM; waits until it is there."""
+        self.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
+                    "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
+                        "metadata": {"labels": {"app": name}}, "spec": {
+                            "terminationGracePeriodSeconds": 1, "containers": [{"name": "web", "image": image}]}}}})
+        self.rolled_out("deployment/" + name, namespace)
+
+    def rolled_out(self, what, namespace="default", deadline=40):
+        self.kubectl("rollout", "status", what, "-n", namespace, f"--timeout={int(deadline * PATIENCE)}s",
+                     timeout=deadline + 5)
+
     def container_pids(self, command):
         """Processes of containers by their command line, as the machine sees them."""
         return sorted(int(pid) for pid in self.exec("pgrep", "-xf", command, check=False).out.split())
@@ -441,9 +457,3 @@ class Case(unittest.TestCase):
                 except Failed as error:
                     print(error, file=sys.stderr)
         print("----", file=sys.stderr)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -77,8 +77,9 @@ check() {
 count() {
     sums=$(sed -n 's/.*[^0-9]\{0,1\}\([0-9][0-9]*\) passed[;,] \([0-9][0-9]*\) failed.*/\1 \2/p' "$1" |
         awk '{p += $1; f += $2} END {print p + 0, f + 0}')
-    new_passed=${sums% *}
-    new_failed=${sums#* }
+    # The runtime's tests of real pods have a harness of their own, which tells each with its time and no sum.
+    new_passed=$((${sums% *} + $(grep -cE '^test .* \.\.\. ok \([0-9]+ ms\)$' "$1")))
+    new_failed=$((${sums#* } + $(grep -cE '^test .* \.\.\. FAILED \([0-9]+ ms\)$' "$1")))
     [ "$2" = 0 ] || [ "$new_failed" != 0 ] || new_failed=1
     passed=$((passed + new_passed))
     failed=$((failed + new_failed))

@@ -94,7 +94,9 @@ fn merge(merged: &mut BTreeMap<String, Vec<String>>, path: &Path) -> Result<(), 
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(());
     }
-    let content: BTreeMap<String, Value> = serde_saphyr::from_str(&text)
+    // As k3s reads it: `y` and `off` are text, not booleans.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let content: BTreeMap<String, Value> = serde_saphyr::from_str_with_options(&text, options)
         .map_err(|error| ConfigFileError::Syntax { path: path.to_owned(), reason: error.to_string() })?;
     for (key, value) in content {
         let wrong = || ConfigFileError::Value { path: path.to_owned(), key: key.clone() };

@@ -131,8 +131,8 @@ async fn send(
             // A new mirror will be made and reported to.
             Err(kube::Error::Api(answer)) if answer.code == 404 && pod::is_static(pod) => return Step::Done,
             Err(kube::Error::Api(answer)) if answer.code == 404 => return Step::Gone,
-            // Another pod of the same name.
-            Err(kube::Error::Api(answer)) if answer.code == 409 && answer.message.contains("uid") => return Step::Gone,
+            // Another pod of the same name. A static pod goes on: its new mirror is reported to.
+            Err(kube::Error::Api(answer)) if is_another(&answer) && !pod::is_static(pod) => return Step::Gone,
             Err(error) => {
                 tracing::warn!(%error, pod = %pod::full(pod), "cannot report the pod's status");
                 return Step::Retry;
@@ -154,6 +154,11 @@ async fn send(
             Step::Retry
         }
     }
+}
+
+/// The server refused because the object of this name has another uid.
+fn is_another(answer: &kube::core::Status) -> bool {
+    answer.code == 409 && answer.message.contains("UID in precondition")
 }
 
 /// What a strategic merge patch must hold to make `known` into `wanted`. Conditions of others stay.
@@ -220,6 +225,15 @@ fn same(a: &PodCondition, b: &PodCondition) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namesake_ends_the_report_and_a_race_does_not() {
+        let conflict = |message: &str| serde_json::from_value(json!({"code": 409, "message": message})).unwrap();
+        assert!(is_another(&conflict(
+            "Operation cannot be fulfilled on pods \"a\": Precondition failed: UID in precondition: 1, UID in object meta: 2"
+        )));
+        assert!(!is_another(&conflict("Operation cannot be fulfilled on pods \"uid\": the object has been modified")));
+    }
 
     #[test]
     fn only_changes_are_sent() {

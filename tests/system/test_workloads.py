@@ -39,7 +39,7 @@ class DeploymentAndService(lab.Case):
 
     def test_from_a_pod_by_address_and_by_name(self):
         for host in (self.ip, "web", "web.default", "web.default.svc", "web.default.svc.cluster.local"):
-            answer = self.m.out("exec", "client", "--", "wget", "-q", "-T", "5", "-O", "-", f"http://{host}/")
+            answer = self.m.fetch("client", host)
             self.assertIn(answer, self.names(), host)
 
     def test_the_api_from_a_pod_by_name(self):
@@ -49,8 +49,7 @@ class DeploymentAndService(lab.Case):
     def test_a_pod_reaches_itself_through_the_service(self):
         self.m.run_pod("selfish", container={"image": WEB, "command": ["/web"]})
         self.m.kubectl("expose", "pod", "selfish", "--port=80")
-        wait_for("its own answer", lambda: self.m.out(
-            "exec", "selfish", "--", "wget", "-q", "-T", "2", "-O", "-", "http://selfish/") == "selfish", 15)
+        wait_for("its own answer", lambda: self.m.fetch("selfish", "selfish") == "selfish", 15)
 
     def test_endpoints_follow(self):
         slices = self.m.json("get", "endpointslices", "-l", "kubernetes.io/service-name=web")["items"]
@@ -60,11 +59,10 @@ class DeploymentAndService(lab.Case):
 
 class Rollouts(lab.Case):
     def deploy(self, name, replicas=2):
-        self.m.kubectl("create", "deployment", name, "--image=" + WEB, f"--replicas={replicas}")
-        self.status(name)
+        self.m.deploy(name, replicas)
 
     def status(self, name):
-        self.m.kubectl("rollout", "status", "deployment/" + name, "--timeout=60s", timeout=65)
+        self.m.rolled_out("deployment/" + name)
 
     def images(self, name):
         pods = self.m.json("get", "pods", "-l", "app=" + name)["items"]
@@ -118,15 +116,14 @@ class Rollouts(lab.Case):
             "spec": {"selector": {"matchLabels": {"app": "each"}}, "template": {
                 "metadata": {"labels": {"app": "each"}},
                 "spec": {"containers": [{"name": "main", "image": WEB}]}}}})
-        self.m.kubectl("rollout", "status", "daemonset/each", "--timeout=30s", timeout=35)
+        self.m.rolled_out("daemonset/each")
         self.assertEqual(len(self.images("each")), 1)
 
     def test_namespace_deletion_takes_all(self):
         self.m.kubectl("create", "namespace", "brief")
         wait_for("its service account", lambda: self.m.kubectl("get", "serviceaccount", "default", "-n", "brief"))
-        self.m.kubectl("create", "deployment", "web", "--image=" + WEB, "-n", "brief")
         self.m.kubectl("create", "configmap", "c", "--from-literal=a=b", "-n", "brief")
-        self.m.kubectl("rollout", "status", "deployment/web", "-n", "brief", "--timeout=30s", timeout=35)
+        self.m.deploy("web", namespace="brief")
         self.m.kubectl("delete", "namespace", "brief", "--timeout=60s", timeout=65)
         status, text = self.m.curl("/api/v1/namespaces/brief/pods")
         self.assertEqual((status, json.loads(text)["items"]), (200, []))

@@ -396,7 +396,10 @@ async fn openapi_is_served_by_hash() {
     let mut protobuf = get("/openapi/v2");
     let only = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
     protobuf.headers_mut().insert("accept", only.parse().unwrap());
-    assert_eq!(server.raw(Some(identity), true, protobuf).await.0.status, 406);
+    let (parts, document) = server.raw(Some(identity), true, protobuf).await;
+    assert_eq!(parts.status, 200);
+    assert!(parts.headers["content-type"].to_str().unwrap().ends_with("+protobuf"));
+    assert!(document.starts_with(b"\x0a\x032.0"), "field 1 is the version of OpenAPI");
     server.stop().await;
 }
 

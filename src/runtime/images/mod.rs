@@ -166,7 +166,7 @@ impl Images {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             // A running container may have outlived its image; its layers go at a later sweep.
-            if wanted.contains(name.as_ref()) || mounted.contains(name.as_ref()) {
+            if wanted.contains(name.as_ref()) || is_mounted(&mounted, &entry.path(), &name) {
                 continue;
             }
             tracing::debug!(layer = %name, "removing a layer that nothing needs");
@@ -193,6 +193,12 @@ impl Images {
         let lock = Arc::clone(under_way.entry(key.to_owned()).or_default());
         Claim { images: self.clone(), key: key.to_owned(), lock }
     }
+}
+
+/// Whether some overlay has the layer below it. Mounts of many layers name them without their folder (see `snapshot.rs`).
+fn is_mounted(mountinfo: &str, layer: &Path, name: &str) -> bool {
+    let whole = format!("{}/fs", layer.display());
+    [whole, format!("={name}/fs"), format!(":{name}/fs")].iter().any(|lower| mountinfo.contains(lower.as_str()))
 }
 
 struct Claim {
