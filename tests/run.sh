@@ -58,9 +58,9 @@ prepare_machine() {
     export MUSSEL_KUBECTL
     command -v cargo >/dev/null 2>&1 || PATH="$HOME/.cargo/bin:$PATH"
     command -v cargo >/dev/null 2>&1 || die 'cargo is missing; install Rust 1.95 or later from https://rustup.rs'
-    for part in fmt clippy; do
-        cargo "$part" --version >/dev/null 2>&1 || timeout 300 rustup component add "$(echo $part | sed s/^fmt$/rustfmt/)" ||
-            die "cargo $part is missing; add the rustup component"
+    for tool in rustfmt clippy; do
+        cargo "${tool#rust}" --version >/dev/null 2>&1 || timeout 300 rustup component add "$tool" ||
+            die "cargo ${tool#rust} is missing; add the rustup component $tool"
     done
 }
 
@@ -75,7 +75,7 @@ check() {
 # Counts `A passed; B failed` (cargo) or `A passed, B failed` (ours) in the file; a run that ended badly without
 # naming a failed test counts as one.
 count() {
-    sums=$(sed -n 's/.*[^0-9]\{0,1\}\([0-9][0-9]*\) passed[;,] \([0-9][0-9]*\) failed.*/\1 \2/p' "$1" |
+    sums=$(grep -oE '[0-9]+ passed[;,] [0-9]+ failed' "$1" | sed -E 's/ passed[;,]//; s/ failed//' |
         awk '{p += $1; f += $2} END {print p + 0, f + 0}')
     # The runtime's tests of real pods have a harness of their own, which tells each with its time and no sum.
     new_passed=$((${sums% *} + $(grep -cE '^test .* \.\.\. ok \([0-9]+ ms\)$' "$1")))
@@ -126,4 +126,5 @@ system) system_tests "$@" ;;
 esac
 
 printf '\n%s passed, %s failed\n' "$passed" "$failed"
-[ "$failed" = 0 ]
+# A run that tested nothing has not passed.
+[ "$failed" = 0 ] && [ "$passed" != 0 ]

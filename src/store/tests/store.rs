@@ -149,6 +149,27 @@ async fn a_watch_has_every_commit_once_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_hears_of_a_commit_can_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let mut watch = store.watch("/a/".into(), Revision(0)).unwrap();
+    let reader = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for _ in 0..500 {
+                let commit = watch.next().await.unwrap();
+                let snapshot = store.snapshot(Freshness::Linearizable).await.unwrap();
+                assert!(snapshot.revision() >= commit.revision, "the read is older than what was heard");
+            }
+        }
+    });
+    for n in 0..500 {
+        store.commit(put(&format!("/a/{n}"), "x")).await.unwrap();
+    }
+    reader.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_txn_is_one_commit_and_each_watcher_sees_its_part() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir).await;
