@@ -7,6 +7,7 @@ process namespace makes the clean-up certain: when its first process is killed, 
 Every wait has a deadline and every subprocess a time-out. Only Python's standard library is used.
 """
 
+import atexit
 import json
 import os
 import shlex
@@ -95,7 +96,10 @@ def images():
     """The folder with the test images, built once per run of the tests."""
     global _images
     if _images is None:
-        _images = os.environ.get("MUSSEL_TEST_IMAGES") or tempfile.mkdtemp(prefix="mussel-images-")
+        _images = os.environ.get("MUSSEL_TEST_IMAGES")
+        if not _images:
+            _images = tempfile.mkdtemp(prefix="mussel-images-")
+            atexit.register(shutil.rmtree, _images, ignore_errors=True)
         if not os.path.exists(os.path.join(_images, "busybox.tar")):
             run([sys.executable, os.path.join(TESTS, "images/build.py"), _images], timeout=120)
     return _images

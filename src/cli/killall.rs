@@ -28,6 +28,7 @@ pub fn main(args: &LocalArgs) -> anyhow::Result<()> {
     kill_all(&args.run_dir, &cgroups, &mut left);
     unmount_all(&[&args.run_dir, &args.data_dir.join("agent")], &mut left);
     remove_cgroups(&cgroups, &mut left);
+    remove_own_root(&args.cgroup_root);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
     let errors = runtime.block_on(mussel_network::host::cleanup(node::BRIDGE));
@@ -80,16 +81,22 @@ fn shims(run_dir: &Path) -> Vec<i32> {
     shims.map(|(pid, _)| pid).collect()
 }
 
-/// The directories of our cgroups: `kubepods` and the shims' own, in each hierarchy.
-fn pod_cgroups(cgroup_root: &str) -> Vec<PathBuf> {
+/// The mount points of all cgroup hierarchies, of either version.
+fn hierarchies() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let hierarchies = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let point = fields.next()?;
         matches!(fields.next()?, "cgroup" | "cgroup2").then(|| PathBuf::from(point))
     });
+    hierarchies.collect()
+}
+
+/// The directories of our cgroups: `kubepods` and the shims' own, in each hierarchy.
+fn pod_cgroups(cgroup_root: &str) -> Vec<PathBuf> {
     let root = cgroup_root.trim_matches('/');
-    hierarchies
+    hierarchies()
+        .into_iter()
         .flat_map(|hierarchy| {
             let base = if root.is_empty() { hierarchy } else { hierarchy.join(root) };
             [base.join("kubepods"), base.join("mussel"), base.join("mussel-shims")]
@@ -155,6 +162,16 @@ fn remove_cgroups(cgroups: &[PathBuf], left: &mut Vec<String>) {
             && error.kind() != std::io::ErrorKind::NotFound
         {
             left.push(format!("remove cgroup {}: {error}", dir.display()));
+        }
+    }
+}
+
+/// A root of our own was made for the pods' cgroups. If others put something into it, it stays.
+fn remove_own_root(cgroup_root: &str) {
+    let root = cgroup_root.trim_matches('/');
+    if !root.is_empty() {
+        for hierarchy in hierarchies() {
+            let _ = fs::remove_dir(hierarchy.join(root));
         }
     }
 }

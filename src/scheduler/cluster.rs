@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+use crate::queue::priority;
 use crate::resources::{self, Resources};
+use crate::term::{Namespaces, Terms};
 
 /// A port of the node that a pod takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,7 @@ pub struct Placed {
     pub requests: Resources,
     pub scoring: (i64, i64),
     pub host_ports: Vec<HostPort>,
+    pub terms: Option<Box<Terms>>,
 }
 
 impl Placed {
@@ -40,6 +43,7 @@ impl Placed {
             requests: resources::of_pod(&pod),
             scoring: resources::for_scoring(&pod),
             host_ports: host_ports(&pod),
+            terms: Terms::of(&pod),
             pod,
         }
     }
@@ -57,8 +61,8 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
-    pub fn labels(&self) -> Option<&BTreeMap<String, String>> {
-        self.node.as_ref()?.metadata.labels.as_ref()
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.node.as_ref()?.metadata.labels.as_ref()?.get(key).map(String::as_str)
     }
 
     pub fn name(&self) -> &str {
@@ -84,6 +88,9 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, NodeInfo>,
     /// On which node each pod is.
     places: HashMap<String, String>,
+    pub namespaces: Namespaces,
+    /// Pods for which others have been told to leave a node, by uid.
+    nominated: HashMap<String, (String, Placed)>,
 }
 
 impl Cluster {
@@ -106,6 +113,7 @@ impl Cluster {
     /// Puts the pod on the node, wherever it was before.
     pub fn place(&mut self, pod: Arc<Pod>, node: &str) {
         self.take_away(uid(&pod));
+        self.nominated.remove(uid(&pod));
         self.places.insert(uid(&pod).to_owned(), node.to_owned());
         self.nodes.entry(node.to_owned()).or_default().add(Placed::new(pod));
     }
@@ -120,6 +128,44 @@ impl Cluster {
             }
         }
         true
+    }
+
+    pub fn placed(&self, uid: &str) -> Option<&Placed> {
+        self.nodes.get(self.places.get(uid)?)?.pods.get(uid)
+    }
+
+    /// Keeps room on the node from pods that are less important than this one.
+    pub fn nominate(&mut self, pod: Arc<Pod>, node: &str) {
+        self.nominated.insert(uid(&pod).to_owned(), (node.to_owned(), Placed::new(pod)));
+    }
+
+    pub fn forget_nomination(&mut self, uid: &str) -> Option<Placed> {
+        self.nominated.remove(uid).map(|(_, placed)| placed)
+    }
+
+    pub fn nomination(&self, uid: &str) -> Option<&str> {
+        self.nominated.get(uid).map(|(node, _)| node.as_str())
+    }
+
+    /// Those less important than `than` that the node was promised to.
+    pub fn less_nominated(&self, node: &str, than: &Pod) -> Vec<Arc<Pod>> {
+        let theirs = self.nominated.values().filter(|(on, _)| on == node);
+        theirs
+            .filter(|(_, placed)| priority(&placed.pod) < priority(than))
+            .map(|(_, placed)| placed.pod.clone())
+            .collect()
+    }
+
+    /// The node as it will be when those have come to it that it was promised to and that go before `pod`.
+    pub fn as_promised(&self, node: &NodeInfo, pod: &Pod) -> Option<NodeInfo> {
+        let others = self.nominated.iter().filter(|(other, (on, placed))| {
+            on == node.name() && other.as_str() != uid(pod) && priority(&placed.pod) >= priority(pod)
+        });
+        let mut promised = None;
+        for (_, (_, placed)) in others {
+            promised.get_or_insert_with(|| node.clone()).add(placed.clone());
+        }
+        promised
     }
 
     /// The nodes that exist.

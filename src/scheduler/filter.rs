@@ -6,44 +6,92 @@ use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSele
 
 use crate::affinity::Affinity;
 use crate::cluster::{NodeInfo, Placed};
+use crate::spread::Spread;
+use crate::term::Namespaces;
+use crate::volumes::Needs;
+
+/// What must change before the answer can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The node itself.
+    Node,
+    /// What the node has left.
+    Room,
+    /// Who else is where.
+    Neighbours,
+    Volumes,
+}
+
+/// A set of causes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Causes(u8);
+
+impl Causes {
+    pub const fn of(causes: &[Cause]) -> Self {
+        let (mut set, mut index) = (0, 0);
+        while index < causes.len() {
+            set |= 1 << causes[index] as u8;
+            index += 1;
+        }
+        Self(set)
+    }
+
+    pub fn add(&mut self, cause: Cause) {
+        self.0 |= 1 << cause as u8;
+    }
+
+    pub fn meet(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
 
 /// Why not. Preemption helps only against what other pods take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {
     pub reason: String,
     pub preemption_may_help: bool,
+    pub cause: Cause,
 }
 
-fn never(reason: impl Into<String>) -> Vec<Unfit> {
-    vec![Unfit { reason: reason.into(), preemption_may_help: false }]
+impl Unfit {
+    pub fn never(reason: impl Into<String>, cause: Cause) -> Self {
+        Self { reason: reason.into(), preemption_may_help: false, cause }
+    }
+
+    pub fn taken(reason: impl Into<String>, cause: Cause) -> Self {
+        Self { reason: reason.into(), preemption_may_help: true, cause }
+    }
 }
 
-fn occupied(reason: impl Into<String>) -> Unfit {
-    Unfit { reason: reason.into(), preemption_may_help: true }
+/// What a pod's place depends on beyond the node itself, worked out once for all nodes.
+pub struct Rules<'a> {
+    affinity: Affinity,
+    spread: Spread,
+    volumes: &'a Needs,
+    /// Another pod has a claim that only one may have.
+    claim_taken: bool,
+}
+
+impl<'a> Rules<'a> {
+    pub fn new(wanted: &Placed, nodes: &[&NodeInfo], namespaces: &Namespaces, volumes: &'a Needs) -> Self {
+        Self {
+            affinity: Affinity::new(wanted, nodes, namespaces),
+            spread: Spread::new(wanted, nodes),
+            claim_taken: volumes.taken(&wanted.pod, nodes),
+            volumes,
+        }
+    }
 }
 
 /// Empty when the node will do. Filters stop at the first that objects, as upstream's do.
-pub fn unfit(wanted: &Placed, node: &NodeInfo, affinity: &Affinity) -> Vec<Unfit> {
+pub fn unfit(wanted: &Placed, node: &NodeInfo, rules: &Rules<'_>) -> Vec<Unfit> {
     let pod = &wanted.pod;
-    let spec = pod.spec.clone().unwrap_or_default();
-    let node_spec = node.node.as_ref().and_then(|node| node.spec.clone()).unwrap_or_default();
-    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
-    let unschedulable = Taint {
-        key: "node.kubernetes.io/unschedulable".to_owned(),
-        effect: "NoSchedule".to_owned(),
-        ..Taint::default()
-    };
-    if node_spec.unschedulable == Some(true) && !tolerated(&unschedulable, tolerations) {
+    let never = |reason: &str| vec![Unfit::never(reason, Cause::Node)];
+    if cordoned(pod, node) {
         return never("node(s) were unschedulable");
     }
-    if let Some(taint) = node_spec
-        .taints
-        .iter()
-        .flatten()
-        .find(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute") && !tolerated(taint, tolerations))
-    {
-        let value = taint.value.as_deref().unwrap_or_default();
-        return never(format!("node(s) had untolerated taint {{{}: {value}}}", taint.key));
+    if untolerated(pod, node) {
+        return never("node(s) had untolerated taint(s)");
     }
     if !matches_node(pod, node) {
         return never("node(s) didn't match Pod's node affinity/selector");
@@ -53,27 +101,65 @@ pub fn unfit(wanted: &Placed, node: &NodeInfo, affinity: &Affinity) -> Vec<Unfit
         .iter()
         .any(|port| node.pods.values().any(|placed| placed.host_ports.iter().any(|taken| taken.clashes(port))));
     if ports_clash {
-        return vec![occupied("node(s) didn't have free ports for the requested pod ports")];
+        return vec![Unfit::taken("node(s) didn't have free ports for the requested pod ports", Cause::Room)];
     }
     let short = shortages(wanted, node);
     if !short.is_empty() {
         return short;
     }
-    affinity.unfit(node).into_iter().collect()
+    if rules.claim_taken {
+        let reason = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+        return vec![Unfit::taken(reason, Cause::Room)];
+    }
+    let last = rules.volumes.unfit(node).or_else(|| rules.spread.unfit(node)).or_else(|| rules.affinity.unfit(node));
+    last.into_iter().collect()
+}
+
+fn tolerations(pod: &Pod) -> &[Toleration] {
+    pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default()
+}
+
+fn cordoned(pod: &Pod, node: &NodeInfo) -> bool {
+    let spec = node.node.as_ref().and_then(|node| node.spec.as_ref());
+    if spec.and_then(|spec| spec.unschedulable) != Some(true) {
+        return false;
+    }
+    let taint = Taint {
+        key: "node.kubernetes.io/unschedulable".to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    };
+    !tolerated(&taint, tolerations(pod))
+}
+
+/// Whether a taint keeps the pod off the node.
+pub fn untolerated(pod: &Pod, node: &NodeInfo) -> bool {
+    taints(node)
+        .any(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute") && !tolerated(taint, tolerations(pod)))
+}
+
+/// How many taints would rather not have the pod on the node.
+pub fn reluctance(pod: &Pod, node: &NodeInfo) -> usize {
+    taints(node).filter(|taint| taint.effect == "PreferNoSchedule" && !tolerated(taint, tolerations(pod))).count()
+}
+
+fn taints(node: &NodeInfo) -> impl Iterator<Item = &Taint> {
+    let spec = node.node.as_ref().and_then(|node| node.spec.as_ref());
+    spec.into_iter().flat_map(|spec| spec.taints.iter().flatten())
 }
 
 fn shortages(wanted: &Placed, node: &NodeInfo) -> Vec<Unfit> {
     let mut short = Vec::new();
     let pods = i64::try_from(node.pods.len()).unwrap_or(i64::MAX);
     if pods + 1 > node.allocatable.get("pods") {
-        short.push(occupied("Too many pods"));
+        short.push(Unfit::taken("Too many pods", Cause::Room));
     }
     for (name, amount) in wanted.requests.iter().filter(|(_, amount)| *amount > 0) {
         let allocatable = node.allocatable.get(name);
         if amount > allocatable - node.requested.get(name) {
-            let reason = format!("Insufficient {name}");
             // More than the node has at all: nobody's leaving would help.
-            short.push(Unfit { reason, preemption_may_help: amount <= allocatable });
+            let unfit = if amount <= allocatable { Unfit::taken } else { Unfit::never };
+            short.push(unfit(format!("Insufficient {name}"), Cause::Room));
         }
     }
     short
@@ -94,9 +180,7 @@ pub fn tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
 /// `nodeSelector` and required node affinity.
 pub fn matches_node(pod: &Pod, node: &NodeInfo) -> bool {
     let Some(spec) = &pod.spec else { return true };
-    let empty = BTreeMap::new();
-    let labels = node.labels().unwrap_or(&empty);
-    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| node.label(key) == Some(value));
     let required = spec
         .affinity
         .as_ref()
@@ -116,9 +200,8 @@ pub fn matches_term(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
-    let label = |key: &str| node.labels().and_then(|labels| labels.get(key)).map(String::as_str);
     let field = |key: &str| (key == "metadata.name").then(|| node.name());
-    expressions.iter().all(|requirement| holds(requirement, label(&requirement.key)))
+    expressions.iter().all(|requirement| holds(requirement, node.label(&requirement.key)))
         && fields.iter().all(|requirement| holds(requirement, field(&requirement.key)))
 }
 
@@ -138,18 +221,13 @@ fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
     }
 }
 
-/// `0/3 nodes are available: 1 Insufficient cpu, 2 Too many pods.`
-pub fn message(nodes: usize, unfits: &[Vec<Unfit>]) -> String {
-    if nodes == 0 {
-        return "no nodes available to schedule pods".to_owned();
-    }
+/// `2 Insufficient cpu, 1 Too many pods`, sorted.
+pub fn counted<'a>(reasons: impl Iterator<Item = &'a str>) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for unfit in unfits.iter().flatten() {
-        *counts.entry(&unfit.reason).or_default() += 1;
-    }
-    let mut reasons: Vec<String> = counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-    reasons.sort();
-    format!("0/{nodes} nodes are available: {}.", reasons.join(", "))
+    reasons.for_each(|reason| *counts.entry(reason).or_default() += 1);
+    let mut counted: Vec<String> = counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    counted.sort();
+    counted.join(", ")
 }
 
 #[cfg(test)]
@@ -175,8 +253,10 @@ mod tests {
 
     fn reasons(cluster: &Cluster, spec: Value) -> Vec<String> {
         let wanted = Placed::new(pod("wanted", spec));
-        let affinity = Affinity::new(&wanted.pod, cluster);
-        unfit(&wanted, &cluster.nodes["a"], &affinity).into_iter().map(|unfit| unfit.reason).collect()
+        let nodes: Vec<_> = cluster.known().collect();
+        let (namespaces, volumes) = (Namespaces::new(), Needs::default());
+        let rules = Rules::new(&wanted, &nodes, &namespaces, &volumes);
+        unfit(&wanted, nodes[0], &rules).into_iter().map(|unfit| unfit.reason).collect()
     }
 
     #[test]
@@ -192,7 +272,7 @@ mod tests {
         let cordoned = node(json!({"unschedulable": true}), json!({}));
         assert_eq!(reasons(&cordoned, json!({"containers": []})), ["node(s) were unschedulable"]);
         let tainted = node(json!({"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}), json!({}));
-        assert_eq!(reasons(&tainted, json!({"containers": []})), ["node(s) had untolerated taint {k: v}"]);
+        assert_eq!(reasons(&tainted, json!({"containers": []})), ["node(s) had untolerated taint(s)"]);
         let tolerating = json!({"containers": [], "tolerations": [{"key": "k", "operator": "Exists"}]});
         assert_eq!(reasons(&tainted, tolerating), Vec::<String>::new());
     }
@@ -232,13 +312,23 @@ mod tests {
     }
 
     #[test]
-    fn the_message_counts_reasons() {
-        let unfits = [
-            vec![occupied("Insufficient cpu")],
-            never("node(s) were unschedulable"),
-            vec![occupied("Insufficient cpu")],
-        ];
-        assert_eq!(message(3, &unfits), "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.");
-        assert_eq!(message(0, &[]), "no nodes available to schedule pods");
+    fn reasons_are_counted() {
+        let reasons = ["Insufficient cpu", "node(s) were unschedulable", "Insufficient cpu"];
+        assert_eq!(counted(reasons.into_iter()), "1 node(s) were unschedulable, 2 Insufficient cpu");
+    }
+
+    #[test]
+    fn host_ports_clash_by_address_and_protocol() {
+        let with = |ip: &str, protocol: &str| {
+            json!({"containers": [{"name": "c", "ports":
+                [{"containerPort": 80, "hostPort": 80, "hostIP": ip, "protocol": protocol}]}]})
+        };
+        let mut cluster = node(json!({}), json!({}));
+        cluster.place(pod("first", with("127.0.0.1", "TCP")), "a");
+        for (ip, protocol, free) in
+            [("127.0.0.1", "TCP", false), ("", "TCP", false), ("127.0.0.2", "TCP", true), ("127.0.0.1", "UDP", true)]
+        {
+            assert_eq!(reasons(&cluster, with(ip, protocol)).is_empty(), free, "{ip} {protocol}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Who is waiting for a node: ready to be tried, resting after a failure, or hopeless until something changes.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use crate::cluster::uid;
+use crate::filter::Causes;
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -20,7 +21,8 @@ enum Place {
     Active,
     /// Until then.
     Resting(Instant),
-    Hopeless(Instant),
+    /// Until one of the causes is gone, or then.
+    Hopeless(Causes, Instant),
 }
 
 struct Entry {
@@ -28,6 +30,8 @@ struct Entry {
     failures: u32,
     arrived: u64,
     place: Place,
+    /// When it may be tried again after its last failure.
+    rested: Instant,
 }
 
 #[derive(Default)]
@@ -37,8 +41,6 @@ pub struct Queue {
     active: BTreeSet<(Reverse<i32>, u64, String)>,
     resting: BTreeMap<(Instant, u64), String>,
     arrivals: u64,
-    /// Something changed while a pod was being tried: its failure may be out of date.
-    changes: u64,
 }
 
 impl Queue {
@@ -62,15 +64,27 @@ impl Queue {
             }
         };
         self.remove(&key);
-        self.entries.insert(key.clone(), Entry { pod, failures, arrived, place: Place::Active });
+        let entry = Entry { pod, failures, arrived, place: Place::Active, rested: Instant::now() };
+        self.entries.insert(key.clone(), entry);
         self.activate(&key);
+    }
+
+    /// Whether somebody may be tried now.
+    pub fn has_next(&self) -> bool {
+        !self.active.is_empty()
+    }
+
+    /// Forgets those that are not among the `living`.
+    pub fn retain(&mut self, living: &HashSet<&str>) {
+        let gone: Vec<_> = self.entries.keys().filter(|uid| !living.contains(uid.as_str())).cloned().collect();
+        gone.iter().for_each(|uid| self.remove(uid));
     }
 
     pub fn remove(&mut self, uid: &str) {
         let Some(entry) = self.entries.remove(uid) else { return };
         match entry.place {
             Place::Active => drop(self.active.remove(&(Reverse(priority(&entry.pod)), entry.arrived, uid.to_owned()))),
-            Place::Resting(until) | Place::Hopeless(until) => drop(self.resting.remove(&(until, entry.arrived))),
+            Place::Resting(until) | Place::Hopeless(_, until) => drop(self.resting.remove(&(until, entry.arrived))),
         }
     }
 
@@ -78,59 +92,54 @@ impl Queue {
     pub fn next(&mut self) -> Option<Attempt> {
         let (.., key) = self.active.pop_first()?;
         let entry = self.entries.remove(&key)?;
-        Some(Attempt { pod: entry.pod, failures: entry.failures, arrived: entry.arrived, changes: self.changes })
+        Some(Attempt { pod: entry.pod, failures: entry.failures, arrived: entry.arrived })
     }
 
-    /// No node would do. It waits until something changes.
-    pub fn failed(&mut self, attempt: Attempt, now: Instant) {
-        // What changed since the attempt began may be what it needs.
-        let place = match attempt.changes == self.changes {
-            true => Place::Hopeless(now + HOPELESS_MAX),
-            false => Place::Resting(now + backoff(attempt.failures)),
-        };
-        self.rest(attempt, place);
+    /// No node would do. It waits until one of the causes may be gone.
+    pub fn failed(&mut self, attempt: Attempt, causes: Causes, now: Instant) {
+        self.rest(attempt, Place::Hopeless(causes, now + HOPELESS_MAX), now);
     }
 
     /// Something went wrong that has nothing to do with nodes.
     pub fn retry(&mut self, attempt: Attempt, now: Instant) {
         let place = Place::Resting(now + backoff(attempt.failures));
-        self.rest(attempt, place);
+        self.rest(attempt, place, now);
     }
 
-    fn rest(&mut self, attempt: Attempt, place: Place) {
-        let (Place::Resting(until) | Place::Hopeless(until)) = place else { return };
+    fn rest(&mut self, attempt: Attempt, place: Place, now: Instant) {
+        let (Place::Resting(until) | Place::Hopeless(_, until)) = place else { return };
         let key = uid(&attempt.pod).to_owned();
         // A newer version may have come in meanwhile.
         if self.entries.contains_key(&key) {
             return;
         }
+        // One that has only failed once need not rest before a change lets it try again.
+        let rested = if attempt.failures == 0 { now } else { now + backoff(attempt.failures - 1) };
         self.resting.insert((until, attempt.arrived), key.clone());
-        let entry = Entry { pod: attempt.pod, failures: attempt.failures + 1, arrived: attempt.arrived, place };
+        let failures = attempt.failures.saturating_add(1);
+        let entry = Entry { pod: attempt.pod, failures, arrived: attempt.arrived, place, rested };
         self.entries.insert(key, entry);
     }
 
-    /// A node or a pod has changed such that somebody may fit now.
-    pub fn something_changed(&mut self, now: Instant) {
-        self.changes += 1;
-        let hopeless: Vec<String> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| matches!(entry.place, Place::Hopeless(_)))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in hopeless {
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
-            if let Place::Hopeless(until) = entry.place {
-                self.resting.remove(&(until, entry.arrived));
+    /// These have changed such that somebody may fit now.
+    pub fn changed(&mut self, what: Causes, now: Instant) {
+        let hopeful = |(key, entry): (&String, &Entry)| match entry.place {
+            Place::Hopeless(causes, until) if causes.meet(what) => {
+                Some((key.clone(), until, entry.arrived, entry.rested))
             }
-            // One that has only failed once need not rest before it may try again.
-            let rest = if entry.failures <= 1 { Duration::ZERO } else { backoff(entry.failures - 1) };
-            if rest.is_zero() {
-                entry.place = Place::Active;
-                self.activate(&key);
+            _ => None,
+        };
+        let hopeful: Vec<_> = self.entries.iter().filter_map(hopeful).collect();
+        for (key, until, arrived, rested) in hopeful {
+            self.resting.remove(&(until, arrived));
+            let rests = rested > now;
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.place = if rests { Place::Resting(rested) } else { Place::Active };
+            }
+            if rests {
+                self.resting.insert((rested, arrived), key);
             } else {
-                entry.place = Place::Resting(now + rest);
-                self.resting.insert((now + rest, entry.arrived), key);
+                self.activate(&key);
             }
         }
     }
@@ -167,7 +176,6 @@ pub struct Attempt {
     pub pod: Arc<Pod>,
     failures: u32,
     arrived: u64,
-    changes: u64,
 }
 
 pub fn priority(pod: &Pod) -> i32 {
@@ -183,6 +191,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::filter::Cause;
+
+    const ROOM: Causes = Causes::of(&[Cause::Room]);
+    const NODE: Causes = Causes::of(&[Cause::Node]);
 
     fn pod(name: &str, priority: i32) -> Arc<Pod> {
         let pod = json!({"metadata": {"name": name, "uid": name}, "spec": {"priority": priority, "containers": []}});
@@ -203,10 +215,17 @@ mod tests {
         assert_eq!(order.iter().map(name).collect::<Vec<_>>(), ["c", "a", "b"]);
         let now = Instant::now();
         let mut order = order.into_iter();
-        queue.failed(order.next().unwrap(), now);
-        assert!(queue.next().is_none(), "it waits for a change");
-        queue.something_changed(now);
-        assert_eq!(name(&queue.next().unwrap()), "c");
+        queue.failed(order.next().unwrap(), ROOM, now);
+        queue.changed(NODE, now);
+        assert!(queue.next().is_none(), "it waits for room");
+        queue.changed(ROOM, now);
+        let again = queue.next().unwrap();
+        assert_eq!(name(&again), "c");
+        queue.failed(again, ROOM, now);
+        queue.changed(ROOM, now);
+        assert!(queue.next().is_none(), "the second time it rests");
+        assert_eq!(queue.next_wake(), Some(now + BACKOFF_FIRST));
+        queue.remove("c");
 
         queue.retry(order.next().unwrap(), now);
         queue.wake(now);
@@ -217,24 +236,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_during_the_attempt_is_not_missed() {
-        let mut queue = Queue::default();
-        queue.add(pod("a", 0));
-        let attempt = queue.next().unwrap();
-        queue.something_changed(Instant::now());
-        queue.failed(attempt, Instant::now());
-        assert_eq!(queue.next_wake(), Some(Instant::now() + BACKOFF_FIRST));
-    }
-
-    #[tokio::test(start_paused = true)]
     async fn status_changes_do_not_wake() {
         let mut queue = Queue::default();
         queue.add(pod("a", 0));
         let attempt = queue.next().unwrap();
-        queue.failed(attempt, Instant::now());
+        queue.failed(attempt, ROOM, Instant::now());
         queue.add(pod("a", 0));
         assert!(queue.next().is_none());
-        queue.remove("a");
+        assert_eq!(queue.next_wake(), Some(Instant::now() + HOPELESS_MAX));
+        queue.retain(&HashSet::from(["a"]));
+        assert!(queue.next_wake().is_some());
+        queue.retain(&HashSet::new());
         assert_eq!(queue.next_wake(), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use mussel_api::quantity::Quantity;
 
@@ -92,10 +92,13 @@ pub fn of_pod(pod: &Pod) -> Resources {
 /// CPU and memory for comparing nodes, where a container that asks for nothing still counts.
 pub fn for_scoring(pod: &Pod) -> (i64, i64) {
     let exact = of_pod(pod);
-    let containers = |spec: &PodSpec| i64::try_from(spec.containers.len()).unwrap_or(1);
-    let count = pod.spec.as_ref().map_or(1, containers);
-    let or = |amount: i64, default: i64| if amount > 0 { amount } else { default * count };
-    (or(exact.get("cpu"), DEFAULT_MILLI_CPU), or(exact.get("memory"), DEFAULT_MEMORY))
+    let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let silent = |name: &str| {
+        let is_silent = |c: &&Container| requests(c.resources.as_ref()).get(name) == 0;
+        i64::try_from(containers.iter().filter(is_silent).count()).unwrap_or(0)
+    };
+    let cpu = exact.get("cpu") + silent("cpu") * DEFAULT_MILLI_CPU;
+    (cpu, exact.get("memory") + silent("memory") * DEFAULT_MEMORY)
 }
 
 #[cfg(test)]
@@ -120,6 +123,6 @@ mod tests {
         .unwrap();
         let resources = of_pod(&pod);
         assert_eq!((resources.get("cpu"), resources.get("memory")), (2110, 1 << 30));
-        assert_eq!(for_scoring(&Pod::default()).0, 100);
+        assert_eq!(for_scoring(&pod), (2110, (1 << 30) + DEFAULT_MEMORY));
     }
 }

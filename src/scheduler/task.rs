@@ -1,99 +1,136 @@
 //! The scheduler's one task: it hears of nodes and pods, tries who is waiting, and binds in the background.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use mussel_client::Recorder;
-use mussel_client::event::{EventType, reference};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
+use mussel_client::event::{EventType, Recorder, reference};
 use mussel_client::informer::{Change, Informer};
-use rand::seq::IndexedRandom;
-use serde_json::json;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Context;
-use crate::affinity::Affinity;
+use crate::bind::{self, BindError};
 use crate::cluster::{Cluster, Placed, uid};
-use crate::filter::{Unfit, message, unfit};
-use crate::preempt::{self, Preemption};
+use crate::decide::{Decision, decide};
+use crate::filter::{Cause, Causes};
 use crate::queue::{Attempt, Queue};
-use crate::score::score;
+use crate::report::{self, NAME, Nomination, names};
+use crate::term::labels;
+use crate::volumes::{Step, Volumes};
 
-const NAME: &str = "default-scheduler";
 /// Bindings on their way at once.
 const BINDINGS_MAX: usize = 64;
+/// Everything may be different.
+const ANYTHING: Causes = Causes::of(&[Cause::Node, Cause::Room, Cause::Neighbours, Cause::Volumes]);
+const NEIGHBOURS: Causes = Causes::of(&[Cause::Neighbours]);
+const VOLUMES: Causes = Causes::of(&[Cause::Volumes]);
+/// A pod that leaves gives way in every sense.
+const LEFT: Causes = Causes::of(&[Cause::Room, Cause::Neighbours]);
 
-/// A binding that the API refused.
-struct Unbound {
-    attempt: Attempt,
-    /// The pod is gone or somebody else has placed it.
-    for_good: bool,
+/// What background work has to say.
+enum Outcome {
+    NotBound {
+        attempt: Attempt,
+        error: BindError,
+    },
+    /// All that could be told to go for this pod has been.
+    Preempted {
+        uid: String,
+    },
+}
+
+/// A pod that is being bound.
+struct Assumed {
+    pod: Arc<Pod>,
+    node: String,
+    cancel: CancellationToken,
+}
+
+/// What the scheduler reads but does not follow into [`Cluster`] in another form.
+struct Known {
+    nodes: Informer<Node>,
+    pods: Informer<Pod>,
+    namespaces: Informer<Namespace>,
+    budgets: Informer<PodDisruptionBudget>,
 }
 
 struct Scheduler {
     client: kube::Client,
     recorder: Recorder,
+    known: Known,
     cluster: Cluster,
+    volumes: Volumes,
     queue: Queue,
+    /// By uid, until the binding is seen or has failed.
+    assumed: HashMap<String, Assumed>,
+    /// Uids of those for whom others are being told to go.
+    preempting: HashSet<String>,
     tasks: TaskTracker,
-    unbound: mpsc::Sender<Unbound>,
+    outcomes: mpsc::Sender<Outcome>,
     permits: Arc<tokio::sync::Semaphore>,
+    stop: CancellationToken,
 }
 
 pub async fn run(context: Context, stop: CancellationToken) {
-    let (nodes, pods): (Informer<Node>, Informer<Pod>) = (context.informers.of(), context.informers.of());
-    let (mut node_changes, mut pod_changes) = (nodes.changes(), pods.changes());
-    let (unbound, mut failures) = mpsc::channel(BINDINGS_MAX);
-    let mut scheduler = Scheduler {
-        recorder: Recorder::new(context.client.clone(), NAME, ""),
-        client: context.client,
-        cluster: Cluster::default(),
-        queue: Queue::default(),
-        tasks: TaskTracker::new(),
-        unbound,
-        permits: Arc::new(tokio::sync::Semaphore::new(BINDINGS_MAX)),
-    };
+    let informers = &context.informers;
+    let known =
+        Known { nodes: informers.of(), pods: informers.of(), namespaces: informers.of(), budgets: informers.of() };
+    let volumes = Volumes::new(informers);
     tokio::select! {
         () = stop.cancelled() => return,
         // Without all that is there already, pods would be put on top of each other.
-        () = async { tokio::join!(nodes.synced(), pods.synced()); } => {}
+        () = async { tokio::join!(known.nodes.synced(), known.pods.synced(), known.namespaces.synced(), volumes.synced()); }
+            => {}
     }
+    let (mut nodes, mut pods, mut namespaces) =
+        (known.nodes.changes(), known.pods.changes(), known.namespaces.changes());
+    let (mut claims, mut disks, mut classes) =
+        (volumes.claims.changes(), volumes.volumes.changes(), volumes.classes.changes());
+    let (outcomes, mut heard) = mpsc::channel(BINDINGS_MAX);
+    let mut scheduler = Scheduler {
+        recorder: Recorder::new(context.client.clone(), NAME, ""),
+        client: context.client,
+        known,
+        cluster: Cluster::default(),
+        volumes,
+        queue: Queue::default(),
+        assumed: HashMap::new(),
+        preempting: HashSet::new(),
+        tasks: TaskTracker::new(),
+        outcomes,
+        permits: Arc::new(tokio::sync::Semaphore::new(BINDINGS_MAX)),
+        stop: stop.clone(),
+    };
     loop {
-        tokio::select! {
+        // Cancel-safe: what was not taken stays in its stream. What is known comes before what is decided.
+        let more = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            // Cancel-safe: what was not taken stays in its stream. What is known comes before what is decided.
-            change = node_changes.next() => match change {
-                Some(change) => scheduler.node_changed(change, &nodes, &pods),
-                None => break,
-            },
-            change = pod_changes.next() => match change {
-                Some(change) => scheduler.pod_changed(change, &nodes, &pods),
-                None => break,
-            },
-            Some(failure) = failures.recv() => scheduler.not_bound(failure),
-            () = wake_at(scheduler.queue.next_wake()) => scheduler.queue.wake(Instant::now()),
-            () = std::future::ready(()) => match scheduler.queue.next() {
-                Some(attempt) => scheduler.schedule(attempt).await,
-                // Nobody to try: wait for whatever comes first.
-                None => tokio::select! {
-                    () = stop.cancelled() => break,
-                    change = node_changes.next() => match change {
-                        Some(change) => scheduler.node_changed(change, &nodes, &pods),
-                        None => break,
-                    },
-                    change = pod_changes.next() => match change {
-                        Some(change) => scheduler.pod_changed(change, &nodes, &pods),
-                        None => break,
-                    },
-                    Some(failure) = failures.recv() => scheduler.not_bound(failure),
-                    () = wake_at(scheduler.queue.next_wake()) => scheduler.queue.wake(Instant::now()),
-                },
-            },
+            change = nodes.next() => change.map(|change| scheduler.node_changed(change)),
+            change = namespaces.next() => change.map(|change| scheduler.namespace_changed(change)),
+            change = pods.next() => change.map(|change| scheduler.pod_changed(change)),
+            change = claims.next() => change.map(|change| scheduler.claim_changed(&change)),
+            change = disks.next() => change.map(|change| scheduler.volume_changed(&change)),
+            change = classes.next() => change.map(|change| scheduler.class_changed(&change)),
+            outcome = heard.recv() => outcome.map(|outcome| scheduler.heard(outcome)),
+            () = wake_at(scheduler.queue.next_wake()) => {
+                scheduler.queue.wake(Instant::now());
+                Some(())
+            }
+            // Lets bindings run between two decisions.
+            () = tokio::task::yield_now(), if scheduler.queue.has_next() => {
+                scheduler.schedule();
+                Some(())
+            }
+        };
+        if more.is_none() {
+            break;
         }
     }
     scheduler.tasks.close();
@@ -118,20 +155,25 @@ fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-/// Ours to place.
-fn wants_node(pod: &Pod) -> bool {
+/// Ours to place, once it has no gates.
+fn is_ours(pod: &Pod) -> bool {
     let spec = pod.spec.as_ref();
-    let ours = spec.and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or(NAME) == NAME;
-    let gated = spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty());
-    let unplaced = spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().is_empty();
-    ours && unplaced
-        && !gated
+    spec.and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or(NAME) == NAME
+        && spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().is_empty()
         && pod.metadata.deletion_timestamp.is_none()
         && !matches!(phase(pod), "Succeeded" | "Failed")
 }
 
+fn is_gated(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty())
+}
+
 impl Scheduler {
-    fn node_changed(&mut self, change: Change<Node>, nodes: &Informer<Node>, pods: &Informer<Pod>) {
+    fn changed(&mut self, what: Causes) {
+        self.queue.changed(what, Instant::now());
+    }
+
+    fn node_changed(&mut self, change: Change<Node>) {
         match change {
             Change::Applied { old, new } => {
                 // Heartbeats and image lists make no difference to who fits.
@@ -143,222 +185,251 @@ impl Scheduler {
                 });
                 self.cluster.set_node(new);
                 if !same {
-                    self.queue.something_changed(Instant::now());
+                    self.changed(ANYTHING);
                 }
             }
-            Change::Deleted(node) => self.cluster.remove_node(node.metadata.name.as_deref().unwrap_or_default()),
-            Change::Resync => self.learn_anew(nodes, pods),
+            Change::Deleted(node) => {
+                self.cluster.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+                self.changed(NEIGHBOURS);
+            }
+            Change::Resync => self.learn_anew(),
         }
     }
 
-    fn pod_changed(&mut self, change: Change<Pod>, nodes: &Informer<Node>, pods: &Informer<Pod>) {
+    fn namespace_changed(&mut self, change: Change<Namespace>) {
+        let name = |namespace: &Namespace| namespace.metadata.name.clone().unwrap_or_default();
         match change {
-            Change::Applied { new, .. } => self.pod_applied(new),
-            Change::Deleted(pod) => {
-                self.queue.remove(uid(&pod));
-                if self.cluster.take_away(uid(&pod)) {
-                    self.queue.something_changed(Instant::now());
+            Change::Applied { new, .. } => {
+                let labels = new.metadata.labels.clone().unwrap_or_default();
+                if self.cluster.namespaces.insert(name(&new), labels.clone()) != Some(labels) {
+                    self.changed(NEIGHBOURS);
                 }
             }
-            Change::Resync => self.learn_anew(nodes, pods),
+            Change::Deleted(namespace) => drop(self.cluster.namespaces.remove(&name(&namespace))),
+            Change::Resync => self.learn_anew(),
         }
+    }
+
+    fn claim_changed(&mut self, _: &Change<PersistentVolumeClaim>) {
+        self.changed(VOLUMES);
+    }
+
+    fn volume_changed(&mut self, _: &Change<PersistentVolume>) {
+        self.changed(VOLUMES);
+    }
+
+    fn class_changed(&mut self, _: &Change<StorageClass>) {
+        self.changed(VOLUMES);
+    }
+
+    fn pod_changed(&mut self, change: Change<Pod>) {
+        match change {
+            Change::Applied { new, .. } => self.pod_applied(new),
+            Change::Deleted(pod) => self.gone(&pod),
+            Change::Resync => self.learn_anew(),
+        }
+    }
+
+    /// The pod waits no more and takes no room.
+    fn gone(&mut self, pod: &Pod) {
+        self.queue.remove(uid(pod));
+        self.settled(uid(pod));
+        let promised = self.cluster.forget_nomination(uid(pod)).is_some();
+        if self.cluster.take_away(uid(pod)) || promised {
+            self.changed(LEFT);
+        }
+    }
+
+    /// Its binding, if any, is not of interest any more.
+    fn settled(&mut self, uid: &str) {
+        if let Some(assumed) = self.assumed.remove(uid) {
+            assumed.cancel.cancel();
+        }
+        self.volumes.settled(uid);
     }
 
     fn pod_applied(&mut self, pod: Arc<Pod>) {
         if let Some(node) = placed_on(&pod).map(str::to_owned) {
             self.queue.remove(uid(&pod));
-            self.cluster.place(pod, &node);
-        } else if wants_node(&pod) {
+            self.settled(uid(&pod));
+            let before = self.cluster.placed(uid(&pod)).map(|placed| (placed.pod.clone(), placed.requests.clone()));
+            self.cluster.place(Arc::clone(&pod), &node);
+            match before {
+                None => self.changed(NEIGHBOURS),
+                Some((old, requests)) => {
+                    let leaving = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+                    if labels(&old) != labels(&pod) || leaving(&old) != leaving(&pod) {
+                        self.changed(NEIGHBOURS);
+                    }
+                    if self.cluster.placed(uid(&pod)).is_some_and(|now| now.requests != requests) {
+                        self.changed(LEFT);
+                    }
+                }
+            }
+        } else if !is_ours(&pod) {
+            self.gone(&pod);
+        } else if is_gated(&pod) {
+            self.gone(&pod);
+            let text = "Scheduling is blocked due to non-empty scheduling gates";
+            self.report(&pod, "SchedulingGated", text, &Nomination::Same);
+        } else if !self.assumed.contains_key(uid(&pod)) {
+            let nominated = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
+            if let Some(node) = nominated.filter(|node| !node.is_empty()).map(str::to_owned) {
+                self.cluster.nominate(Arc::clone(&pod), &node);
+            }
             self.queue.add(pod);
-        } else {
-            self.queue.remove(uid(&pod));
-            if self.cluster.take_away(uid(&pod)) {
-                self.queue.something_changed(Instant::now());
-            }
-            self.tell_gated(&pod);
         }
     }
 
-    fn learn_anew(&mut self, nodes: &Informer<Node>, pods: &Informer<Pod>) {
+    /// Changes were missed: starts over from what is known, and keeps what is on its way.
+    fn learn_anew(&mut self) {
         self.cluster = Cluster::default();
-        nodes.list().into_iter().for_each(|node| self.cluster.set_node(node));
-        pods.list().into_iter().for_each(|pod| self.pod_applied(pod));
-        self.queue.something_changed(Instant::now());
+        for namespace in self.known.namespaces.list() {
+            self.namespace_changed(Change::Applied { old: None, new: namespace });
+        }
+        self.known.nodes.list().into_iter().for_each(|node| self.cluster.set_node(node));
+        let pods = self.known.pods.list();
+        let living: HashSet<&str> = pods.iter().map(|pod| uid(pod)).collect();
+        self.queue.retain(&living);
+        let dead: Vec<_> = self.assumed.keys().filter(|uid| !living.contains(uid.as_str())).cloned().collect();
+        dead.iter().for_each(|uid| self.settled(uid));
+        pods.into_iter().for_each(|pod| self.pod_applied(pod));
+        for assumed in self.assumed.values() {
+            self.cluster.place(Arc::clone(&assumed.pod), &assumed.node);
+        }
+        self.changed(ANYTHING);
     }
 
-    async fn schedule(&mut self, attempt: Attempt) {
+    fn schedule(&mut self) {
+        let Some(attempt) = self.queue.next() else { return };
+        let wanted = Placed::new(Arc::clone(&attempt.pod));
+        let preempting = self.preempting.contains(uid(&attempt.pod));
+        let budgets = self.known.budgets.list();
+        match decide(&wanted, &self.cluster, &self.volumes, &budgets, preempting) {
+            Decision::Bind { node, steps } => self.bind(attempt, node, steps),
+            Decision::Wait { message, causes, preemption, promise_broken } => {
+                let pod = Arc::clone(&attempt.pod);
+                let mut nomination = Nomination::Same;
+                if let Some(preemption) = preemption {
+                    nomination = Nomination::Set(preemption.node.clone());
+                    self.preempt(&pod, preemption);
+                } else if promise_broken {
+                    self.cluster.forget_nomination(uid(&pod));
+                    nomination = Nomination::Cleared;
+                }
+                self.recorder.event(reference(pod.as_ref()), EventType::Warning, "FailedScheduling", message.clone());
+                self.report(&pod, "Unschedulable", &message, &nomination);
+                self.queue.failed(attempt, causes, Instant::now());
+            }
+        }
+    }
+
+    fn bind(&mut self, attempt: Attempt, node: String, steps: Vec<Step>) {
         let pod = Arc::clone(&attempt.pod);
-        let wanted = Placed::new(Arc::clone(&pod));
-        let affinity = Affinity::new(&pod, &self.cluster);
-        let mut unfits: Vec<(String, Vec<Unfit>)> = Vec::new();
-        let mut best: Vec<(&str, f64)> = Vec::new();
-        for node in self.cluster.known() {
-            let why = unfit(&wanted, node, &affinity);
-            if !why.is_empty() {
-                unfits.push((node.name().to_owned(), why));
-                continue;
-            }
-            let points = score(&wanted, node);
-            match best.first() {
-                Some((_, top)) if points < *top => {}
-                Some((_, top)) if points <= *top => best.push((node.name(), points)),
-                _ => best = vec![(node.name(), points)],
-            }
-        }
-        // Among equals by chance, so that nodes fill evenly.
-        let chosen = best.choose(&mut rand::rng()).map(|(name, _)| (*name).to_owned());
-        match chosen {
-            Some(node) => {
-                self.cluster.place(Arc::clone(&pod), &node);
-                self.bind(attempt, node).await;
-            }
-            None => self.no_node(attempt, &wanted, &unfits),
-        }
-    }
-
-    async fn bind(&mut self, attempt: Attempt, node: String) {
-        // Waits only when very many are on their way.
-        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
-        let (client, recorder, unbound) = (self.client.clone(), self.recorder.clone(), self.unbound.clone());
+        self.cluster.place(Arc::clone(&pod), &node);
+        self.volumes.promise(&pod, &steps);
+        // Whoever wants to be near it need not wait for the API.
+        self.changed(NEIGHBOURS);
+        let cancel = self.stop.child_token();
+        let assumed = Assumed { pod: Arc::clone(&pod), node: node.clone(), cancel: cancel.clone() };
+        self.assumed.insert(uid(&pod).to_owned(), assumed);
+        let (client, claims, permits) = (self.client.clone(), self.volumes.claims.clone(), self.permits.clone());
+        let (recorder, outcomes) = (self.recorder.clone(), self.outcomes.clone());
         self.tasks.spawn(async move {
-            let pod = &attempt.pod;
-            let (namespace, name) = names(pod);
-            let binding = Binding {
-                metadata: ObjectMeta {
-                    name: Some(name.clone()),
-                    namespace: Some(namespace.clone()),
-                    uid: pod.metadata.uid.clone(),
-                    ..ObjectMeta::default()
-                },
-                target: ObjectReference {
-                    kind: Some("Node".to_owned()),
-                    name: Some(node.clone()),
-                    ..ObjectReference::default()
-                },
+            let bound = tokio::select! {
+                biased;
+                bound = bind::bind(client, claims, permits, &pod, &node, &steps) => bound,
+                // Its pod is gone or has been seen on its node, or we lead no more.
+                () = cancel.cancelled() => return,
             };
-            let api: Api<Pod> = Api::namespaced(client, &namespace);
-            let bound: Result<serde_json::Value, _> =
-                api.create_subresource("binding", &name, &PostParams::default(), &binding).await;
-            drop(permit);
             match bound {
-                Ok(_) => {
+                Ok(()) => {
+                    let (namespace, name) = names(&pod);
                     let message = format!("Successfully assigned {namespace}/{name} to {node}");
                     recorder.event(reference(pod.as_ref()), EventType::Normal, "Scheduled", message);
                 }
-                Err(error) => {
-                    let for_good =
-                        matches!(&error, kube::Error::Api(status) if status.code == 404 || status.code == 409);
-                    tracing::debug!(pod = name, namespace, node, %error, "not bound");
-                    // Only gone when the scheduler is.
-                    let _ = unbound.send(Unbound { attempt, for_good }).await;
-                }
+                // Only refused when the scheduler is gone.
+                Err(error) => drop(outcomes.send(Outcome::NotBound { attempt, error }).await),
             }
         });
     }
 
-    fn not_bound(&mut self, failure: Unbound) {
-        self.cluster.take_away(uid(&failure.attempt.pod));
-        self.queue.something_changed(Instant::now());
-        if !failure.for_good {
-            self.queue.retry(failure.attempt, Instant::now());
-        }
-    }
-
-    fn no_node(&mut self, attempt: Attempt, wanted: &Placed, unfits: &[(String, Vec<Unfit>)]) {
-        let all: Vec<Vec<Unfit>> = unfits.iter().map(|(_, why)| why.clone()).collect();
-        let mut text = message(unfits.len(), &all);
-        let pod = Arc::clone(&attempt.pod);
-        let preemption = match preempt::is_under_way(&pod, &self.cluster) {
-            true => None,
-            false => preempt::choose(wanted, &self.cluster, unfits),
-        };
-        let nominated = preemption.as_ref().map(|preemption| preemption.node.clone());
-        match preemption {
-            Some(preemption) => self.preempt(&pod, preemption),
-            None if !unfits.is_empty() => text.push_str(&hopeless(unfits)),
-            None => {}
-        }
-        self.recorder.event(reference(pod.as_ref()), EventType::Warning, "FailedScheduling", text.clone());
-        self.report(&pod, "Unschedulable", text, nominated);
-        self.queue.failed(attempt, Instant::now());
-    }
-
-    fn preempt(&self, pod: &Arc<Pod>, preemption: Preemption) {
-        let (client, recorder, pod) = (self.client.clone(), self.recorder.clone(), Arc::clone(pod));
-        self.tasks.spawn(async move {
-            for victim in preemption.victims {
-                let (namespace, name) = names(&victim);
-                let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-                let condition = json!({"status": {"conditions": [{
-                    "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
-                    "message": format!("{NAME}: preempting to accommodate a higher priority pod"),
-                    "lastTransitionTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-                }]}});
-                let marked = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(condition)).await;
-                let preconditions = Preconditions { uid: victim.metadata.uid.clone(), resource_version: None };
-                let delete = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-                let deleted = api.delete(&name, &delete).await;
-                if let Err(error) = marked.map(drop).and(deleted.map(drop)) {
-                    tracing::warn!(pod = name, namespace, %error, "victim of preemption stays");
-                    continue;
-                }
-                let message = format!("Preempted by pod {} on node {}", uid(&pod), preemption.node);
-                recorder.event(reference(victim.as_ref()), EventType::Normal, "Preempted", message);
+    fn heard(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::NotBound { attempt, error } => self.not_bound(attempt, &error),
+            Outcome::Preempted { uid } => {
+                self.preempting.remove(&uid);
+                // Victims that were gone before their deaths could be waited for.
+                self.changed(LEFT);
             }
-        });
-    }
-
-    fn tell_gated(&self, pod: &Arc<Pod>) {
-        let gated = pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
-        if gated && pod.metadata.deletion_timestamp.is_none() {
-            let text = "Scheduling is blocked due to non-empty scheduling gates".to_owned();
-            self.report(pod, "SchedulingGated", text, None);
         }
     }
 
-    /// Says in the pod's status why it has no node, unless it says so already.
-    fn report(&self, pod: &Arc<Pod>, reason: &str, text: String, nominated: Option<String>) {
-        let status = pod.status.as_ref();
-        let conditions = status.and_then(|status| status.conditions.as_ref());
-        let said = conditions.into_iter().flatten().any(|condition| {
-            condition.type_ == "PodScheduled"
-                && condition.reason.as_deref() == Some(reason)
-                && condition.message.as_deref() == Some(&text)
-        });
-        if said && nominated.is_none() {
+    fn not_bound(&mut self, mut attempt: Attempt, error: &BindError) {
+        let (namespace, name) = names(&attempt.pod);
+        tracing::debug!(pod = name, namespace, error = %chain(error), "not bound");
+        // Otherwise it is gone already, or seen on a node.
+        if self.assumed.remove(uid(&attempt.pod)).is_none() {
             return;
         }
-        let (client, (namespace, name), reason) = (self.client.clone(), names(pod), reason.to_owned());
+        self.volumes.settled(uid(&attempt.pod));
+        self.cluster.take_away(uid(&attempt.pod));
+        self.changed(LEFT);
+        if !error.is_moot() {
+            let message = chain(error);
+            self.recorder.event(
+                reference(attempt.pod.as_ref()),
+                EventType::Warning,
+                "FailedScheduling",
+                message.clone(),
+            );
+            self.report(&attempt.pod, "SchedulerError", &message, &Nomination::Same);
+        }
+        // It may have changed meanwhile.
+        let now = self.known.pods.get(&namespace, &name);
+        if let Some(pod) = now.filter(|pod| uid(pod) == uid(&attempt.pod) && is_ours(pod) && !is_gated(pod)) {
+            attempt.pod = pod;
+            self.queue.retry(attempt, Instant::now());
+        }
+    }
+
+    fn preempt(&mut self, pod: &Arc<Pod>, preemption: crate::preempt::Preemption) {
+        let robbed = self.cluster.less_nominated(&preemption.node, pod);
+        let robbed: Vec<Value> = robbed
+            .iter()
+            .filter_map(|pod| {
+                self.cluster.forget_nomination(uid(pod))?;
+                Some(report::withdrawn(pod))
+            })
+            .collect();
+        self.cluster.nominate(Arc::clone(pod), &preemption.node);
+        self.preempting.insert(uid(pod).to_owned());
+        let (client, recorder, pod, outcomes) =
+            (self.client.clone(), self.recorder.clone(), Arc::clone(pod), self.outcomes.clone());
         self.tasks.spawn(async move {
-            let mut patch = json!({"status": {"conditions": [{
-                "type": "PodScheduled", "status": "False", "reason": reason, "message": text,
-                "lastTransitionTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            }]}});
-            if let Some(node) = nominated {
-                patch["status"]["nominatedNodeName"] = node.into();
-            }
-            let api: Api<Pod> = Api::namespaced(client, &namespace);
-            if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await {
-                tracing::debug!(pod = name, namespace, %error, "status of an unschedulable pod is not written");
-            }
+            report::preempt(client, recorder, &pod, preemption, robbed).await;
+            // Only refused when the scheduler is gone.
+            drop(outcomes.send(Outcome::Preempted { uid: uid(&pod).to_owned() }).await);
         });
     }
+
+    fn report(&self, pod: &Pod, reason: &str, message: &str, nomination: &Nomination) {
+        let Some(patch) = report::not_scheduled(pod, reason, message, nomination) else { return };
+        let (client, (namespace, name)) = (self.client.clone(), names(pod));
+        self.tasks.spawn(async move { report::write(client, &namespace, &name, patch).await });
+    }
 }
 
-/// What upstream adds about preemption.
-fn hopeless(unfits: &[(String, Vec<Unfit>)]) -> String {
-    let unhelpful = unfits.iter().filter(|(_, why)| why.iter().any(|unfit| !unfit.preemption_may_help)).count();
-    let without_victims = unfits.len() - unhelpful;
-    let mut reasons = Vec::new();
-    if without_victims > 0 {
-        reasons.push(format!("{without_victims} No preemption victims found for incoming pod"));
+/// An error with all that caused it.
+fn chain(error: &BindError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
     }
-    if unhelpful > 0 {
-        reasons.push(format!("{unhelpful} Preemption is not helpful for scheduling"));
-    }
-    format!(" preemption: 0/{} nodes are available: {}.", unfits.len(), reasons.join(", "))
+    text
 }
 
-fn names(pod: &Pod) -> (String, String) {
-    (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
-}
+#[cfg(test)]
+mod tests;
