@@ -275,6 +275,8 @@ rm -f '$SYSTEMD_DIR/$SERVICE.service' '$SYSTEMD_DIR/$SERVICE.service.env' /etc/i
     /var/log/$SERVICE.log /run/$SERVICE.pid
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 rm -f '$KUBECONFIG_FILE'
+# Only our pods' logs: others may keep theirs in the same place.
+for pod in '$DATA_DIR'/agent/kubelet/pods/*; do rm -rf /var/log/pods/*_"\${pod##*/}"; done
 rm -rf /etc/mussel '$DATA_DIR' '$RUN_DIR'
 rmdir /var/log/pods /var/log/containers 2>/dev/null
 rm -f "$BIN_DIR/mussel" "$BIN_DIR/mussel-killall.sh" "$BIN_DIR/$SERVICE-uninstall.sh"

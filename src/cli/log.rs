@@ -14,7 +14,8 @@ pub fn start(debug: bool) {
         }
         // Libraries speak up only when something is wrong.
         false => {
-            "warn,mussel=info,mussel_apiserver=info,mussel_client=info,mussel_cluster=info,\
+            // openraft warns of the votes that every first start casts twice.
+            "warn,openraft=error,mussel=info,mussel_apiserver=info,mussel_client=info,mussel_cluster=info,\
             mussel_controllers=info,mussel_dns=info,mussel_kubelet=info,mussel_network=info,mussel_runtime=info,\
             mussel_scheduler=info,mussel_store=info"
         }

@@ -4,26 +4,26 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
 
 use crate::files::{self, FileError};
 use crate::pki::CertKey;
 
 /// A kubeconfig with everything embedded, under the one name k3s uses for cluster, user and context.
 pub fn render(name: &str, server: &str, ca_pem: &str, identity: &CertKey) -> String {
-    let config = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": name, "cluster": {"server": server, "certificate-authority-data": STANDARD.encode(ca_pem)}}],
-        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-        "current-context": name,
-        "users": [{"name": name, "user": {
-            "client-certificate-data": STANDARD.encode(&identity.cert_pem),
-            "client-key-data": STANDARD.encode(&identity.key_pem),
-        }}],
-    });
-    // JSON would do (YAML contains it), but people read and edit this file.
-    serde_saphyr::to_string(&config).unwrap_or_else(|_| config.to_string())
+    let (authority, certificate, key) =
+        (STANDARD.encode(ca_pem), STANDARD.encode(&identity.cert_pem), STANDARD.encode(&identity.key_pem));
+    // One line a value: people and scripts look for them with grep.
+    format!(
+        "apiVersion: v1\n\
+        kind: Config\n\
+        clusters:\n\
+        - name: {name}\n  cluster:\n    certificate-authority-data: {authority}\n    server: {server}\n\
+        contexts:\n\
+        - name: {name}\n  context:\n    cluster: {name}\n    user: {name}\n\
+        current-context: {name}\n\
+        users:\n\
+        - name: {name}\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n"
+    )
 }
 
 /// Writes it where it differs, so that an unchanged file keeps its time.

@@ -251,7 +251,9 @@ impl Scheduler {
     fn pod_applied(&mut self, pod: Arc<Pod>) {
         if let Some(node) = placed_on(&pod).map(str::to_owned) {
             self.queue.remove(uid(&pod));
-            self.settled(uid(&pod));
+            // Not cancelled: the watch is often faster than the answer to the binding, after which the event is recorded.
+            self.assumed.remove(uid(&pod));
+            self.volumes.settled(uid(&pod));
             let before = self.cluster.placed(uid(&pod)).map(|placed| (placed.pod.clone(), placed.requests.clone()));
             self.cluster.place(Arc::clone(&pod), &node);
             match before {
@@ -339,7 +341,7 @@ impl Scheduler {
             let bound = tokio::select! {
                 biased;
                 bound = bind::bind(client, claims, permits, &pod, &node, &steps) => bound,
-                // Its pod is gone or has been seen on its node, or we lead no more.
+                // Its pod is gone, or we lead no more.
                 () = cancel.cancelled() => return,
             };
             match bound {

@@ -72,11 +72,11 @@ class PodFeatures(lab.Case):
     def test_init_containers_run_first_and_in_order(self):
         def init(name, script):
             return {"name": name, "image": BUSYBOX, "command": ["sh", "-c", script],
-                    "volumeMounts": [{"name": "work", "mountPath": "/work"}]}
-        self.m.run_pod("inits", "cat /work/log", wait=False, container={
-            "volumeMounts": [{"name": "work", "mountPath": "/work"}]}, spec={
+                    "volumeMounts": [{"name": "work", "mountPath": "/steps"}]}
+        self.m.run_pod("inits", "cat /steps/log", wait=False, container={
+            "volumeMounts": [{"name": "work", "mountPath": "/steps"}]}, spec={
             "restartPolicy": "Never", "volumes": [{"name": "work", "emptyDir": {}}],
-            "initContainers": [init("one", "echo 1 >> /work/log"), init("two", "echo 2 >> /work/log")]})
+            "initContainers": [init("one", "echo 1 >> /steps/log"), init("two", "echo 2 >> /steps/log")]})
         self.assertEqual(self.m.finished("inits"), ("Succeeded", "1\n2"))
 
     def test_a_failing_init_container_holds_the_pod_back(self):
