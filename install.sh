@@ -9,7 +9,7 @@
 #   INSTALL_MUSSEL_BIN_DIR       where binary and scripts go              (/usr/local/bin)
 #   INSTALL_MUSSEL_SYSTEMD_DIR   where the unit goes                      (/etc/systemd/system)
 #   INSTALL_MUSSEL_NAME          service name becomes mussel-<name>       (mussel)
-#   INSTALL_MUSSEL_SKIP_DEPS     true: install no packages
+#   INSTALL_MUSSEL_SKIP_DEPS     true: install no packages and no Rust
 #   INSTALL_MUSSEL_SKIP_ENABLE   true: write everything, enable and start nothing
 #   INSTALL_MUSSEL_SKIP_START    true: enable, but do not start
 #   INSTALL_MUSSEL_FORCE_RESTART true: restart even if nothing changed
@@ -32,6 +32,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 case "$SERVICE" in *[!a-zA-Z0-9._-]*) fail "INSTALL_MUSSEL_NAME may hold letters, digits, dots, dashes and underscores" ;; esac
 
 # The first word is the command, unless it is a flag.
+# shellcheck disable=SC2086
 set -- ${INSTALL_MUSSEL_EXEC:-} "$@"
 case "${1:-}" in
     server) shift; COMMAND=server ;;
@@ -64,24 +65,29 @@ if [ -d /run/systemd/system ] && have systemctl; then INIT=systemd; else INIT=no
 
 # --- what it needs ----------------------------------------------------------------------------------------------------
 
-packages() {
-    [ "${INSTALL_MUSSEL_SKIP_DEPS:-}" = true ] && return 0
-    missing=
-    have iptables-restore || missing="$missing iptables"
-    have modprobe || missing="$missing kmod"
-    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || missing="$missing ca-certificates"
-    [ -n "$missing" ] || return 0
-    info "installing$missing"
+get_packages() {
+    if [ "${INSTALL_MUSSEL_SKIP_DEPS:-}" = true ]; then fail "missing: $*; install them, or do not set INSTALL_MUSSEL_SKIP_DEPS"; fi
+    info "installing $*"
     if have apt-get; then
         export DEBIAN_FRONTEND=noninteractive
-        # shellcheck disable=SC2086
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >/dev/null ||
-            fail "apt-get could not install$missing; install them by hand, or set INSTALL_MUSSEL_SKIP_DEPS=true"
-    elif have dnf; then dnf install -y -q $missing
-    elif have zypper; then zypper -q install -y $missing
-    elif have apk; then apk add -q $missing
-    elif have pacman; then pacman -S --noconfirm --needed $missing
-    else fail "no package manager that I know; install$missing by hand"; fi
+        set -- apt-get install -y -qq --no-install-recommends "$@"
+        apt-get update -qq >/dev/null || warn "apt-get update failed; going on with the package lists that are there"
+    elif have dnf; then set -- dnf install -y -q "$@"
+    elif have zypper; then set -- zypper -q install -y "$@"
+    elif have apk; then set -- apk add -q "$@"
+    elif have pacman; then set -- pacman -S --noconfirm --needed "$@"
+    else fail "no package manager that I know; install $* by hand"; fi
+    said=$("$@" 2>&1 >/dev/null) || fail "could not install packages: $(printf %s "$said" | tail -n 1); install them by hand: $*"
+}
+
+packages() {
+    set --
+    have iptables-restore || set -- "$@" iptables
+    have modprobe || set -- "$@" kmod
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || [ -e /etc/ssl/ca-bundle.pem ] ||
+        set -- "$@" ca-certificates
+    if [ $# = 0 ] || [ "${INSTALL_MUSSEL_SKIP_DEPS:-}" = true ]; then return 0; fi
+    get_packages "$@"
 }
 
 kernel() {
@@ -108,23 +114,45 @@ kernel() {
 
 # --- the binary -------------------------------------------------------------------------------------------------------
 
+# Is there a cargo, and is it new enough for this source?
+have_rust() {
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/Cargo.toml")
+    have cargo || return 1
+    found=$(cd "$here" && cargo --version 2>/dev/null | awk '{ print $2 }')
+    [ -n "$found" ] && [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ]
+}
+
+# Puts Rust's own toolchain below target/, so that nothing of it is left on the machine when the checkout is removed.
+get_rust() {
+    export RUSTUP_HOME="$here/target/rust/rustup" CARGO_HOME="$here/target/rust/cargo"
+    PATH="$CARGO_HOME/bin:$PATH"
+    have_rust && return 0
+    case $(uname -m) in
+        x86_64 | aarch64) host=$(uname -m)-unknown-linux-gnu ;;
+        *) fail "there is no Rust toolchain for $(uname -m) that I know; install cargo $wanted or later and run this again" ;;
+    esac
+    have curl || get_packages curl ca-certificates
+    info "installing Rust (https://rustup.rs) into $here/target/rust"
+    url=https://static.rust-lang.org/rustup/dist/$host/rustup-init
+    mkdir -p "$here/target/rust"
+    init=$here/target/rust/rustup-init
+    { curl --proto '=https' --tlsv1.2 -fsS --retry 3 -o "$init" "$url" && sum=$(curl --proto '=https' --tlsv1.2 -fsS --retry 3 "$url.sha256"); } ||
+        fail "Rust could not be downloaded; install cargo $wanted or later by hand and run this again"
+    [ "$(sha256sum "$init" | cut -d' ' -f1)" = "${sum%% *}" ] || fail "the download of rustup-init is damaged; run this again"
+    chmod 0755 "$init"
+    "$init" -y -q --no-modify-path --profile minimal --default-toolchain stable >/dev/null ||
+        fail "Rust could not be installed; install cargo $wanted or later by hand and run this again"
+    rm -f "$init"
+    have_rust || fail "the Rust that was installed is older than $wanted"
+}
+
 build() {
     have cargo || PATH="$PATH:${HOME:-/root}/.cargo/bin"
-    if ! have cargo; then
-        [ "${INSTALL_MUSSEL_SKIP_DEPS:-}" = true ] && fail "building needs cargo; install it from https://rustup.rs"
-        have curl || fail "building needs cargo; install it from https://rustup.rs, or install curl and run this again"
-        info "installing Rust (https://rustup.rs)"
-        curl --proto '=https' --tlsv1.2 -fsS https://sh.rustup.rs | sh -s -- -y -q --profile minimal >/dev/null ||
-            fail "Rust could not be installed; install cargo 1.95 or later by hand and run this again"
-        PATH="$PATH:${HOME:-/root}/.cargo/bin"
-    fi
-    if ! have cc; then
-        have apt-get || fail "building needs a C compiler and linker; install gcc"
-        info "installing gcc"
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev; } >/dev/null ||
-            fail "gcc could not be installed"
-    fi
-    info "building (some minutes the first time)"
+    have_rust || get_rust
+    # The libc is linked in, for which its development files are needed also where there is a compiler.
+    if have dnf; then libc=glibc-static; elif have zypper; then libc=glibc-devel-static; elif have pacman; then libc=glibc; else libc=libc6-dev; fi
+    if ! have cc || ! echo 'int main(void) { return 0; }' | cc -static -x c -o /dev/null - 2>/dev/null; then get_packages gcc $libc; fi
+    info "building with cargo $found (some minutes the first time)"
     "$here/packaging/build.sh" >&2 || fail "the build failed"
 }
 
@@ -160,10 +188,12 @@ kubectl_tool() {
     url=https://dl.k8s.io/release/$("$BIN_DIR/mussel" --version | sed 's/.*\(v[0-9.]*\).*/\1/')/bin/linux/$arch/kubectl
     if have curl && curl -fsSL --connect-timeout 10 -o "$BIN_DIR/.kubectl.new" "$url" 2>/dev/null; then
         chmod 0755 "$BIN_DIR/.kubectl.new"
-        mv -f "$BIN_DIR/.kubectl.new" "$BIN_DIR/kubectl"
+        # The link tells the uninstaller that this kubectl came with mussel.
+        mv -f "$BIN_DIR/.kubectl.new" "$BIN_DIR/mussel-kubectl"
+        ln -sf mussel-kubectl "$BIN_DIR/kubectl"
     else
         rm -f "$BIN_DIR/.kubectl.new"
-        { have apt-get && apt-get update -qq && apt-get install -y -qq --no-install-recommends kubernetes-client; } >/dev/null 2>&1 ||
+        { have apt-get && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends kubernetes-client; } >/dev/null 2>&1 ||
             warn "kubectl is not installed and could not be; get it from https://kubernetes.io/docs/tasks/tools"
     fi
 }
@@ -279,6 +309,7 @@ rm -f '$KUBECONFIG_FILE'
 for pod in '$DATA_DIR'/agent/kubelet/pods/*; do rm -rf /var/log/pods/*_"\${pod##*/}"; done
 rm -rf /etc/mussel '$DATA_DIR' '$RUN_DIR'
 rmdir /var/log/pods /var/log/containers 2>/dev/null
+if [ "\$(readlink "$BIN_DIR/kubectl")" = mussel-kubectl ]; then rm -f "$BIN_DIR/kubectl" "$BIN_DIR/mussel-kubectl"; fi
 rm -f "$BIN_DIR/mussel" "$BIN_DIR/mussel-killall.sh" "$BIN_DIR/$SERVICE-uninstall.sh"
 echo "[mussel] removed"
 SCRIPT
