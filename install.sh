@@ -332,7 +332,9 @@ wait_ready() {
         fi
         sleep 0.5
     done
-    fail "the node is not Ready after 180 s; look at $([ $INIT = systemd ] && echo "journalctl -u $SERVICE" || echo "/var/log/$SERVICE.log")"
+    if [ $INIT = systemd ]; then log="journalctl -u $SERVICE"; else log="cat /var/log/$SERVICE.log"; fi
+    fail "the node is not Ready after 180 s; see $log, which ends with
+$($log 2>/dev/null | tail -n 5)"
 }
 
 packages

@@ -32,6 +32,7 @@ class WithoutSystemd(lab.Case):
         super().setUp()
         self.m = lab.Machine(archives=[])
         self.m.kubeconfig = "/etc/mussel/mussel.yaml"
+        self.m.log_path = self.m.dir + "/root/var/log/mussel.log"
         # Copies of what the system has; a layer of mussel's own may not lie on an overlay, so /var/lib is a plain folder.
         mounts = []
         for path in ("/etc", "/usr/local"):
@@ -57,9 +58,10 @@ class WithoutSystemd(lab.Case):
     def test_install_use_and_uninstall(self):
         m = self.m
         m.sh("rm -rf /var/lib/mussel.kept; mv /var/lib/mussel /var/lib/mussel.kept")
+        m.sh("cp /etc/resolv.conf \"/root/it's here\"")  # Words with quotes and blanks must reach the server whole.
         before = m.sh(STATE).splitlines()
         m.sh("cp -a /var/lib/mussel.kept /var/lib/mussel")
-        done = self.install("--node-label", "a=it's", MUSSEL_NODE_NAME="edge-1")
+        done = self.install("--resolv-conf", "/root/it's here", MUSSEL_NODE_NAME="edge-1")
         self.assertIn("ready. Next:", done.out)
         self.assertEqual(m.out("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"), "edge-1")
         self.assertEqual(m.sh("/etc/init.d/mussel status").strip(), "mussel is running")
@@ -74,7 +76,7 @@ class WithoutSystemd(lab.Case):
 
         # A second time: nothing changed, so nothing restarts.
         server = self.server()
-        self.install("--node-label", "a=it's", MUSSEL_NODE_NAME="edge-1")
+        self.install("--resolv-conf", "/root/it's here", MUSSEL_NODE_NAME="edge-1")
         self.assertEqual(self.server(), server)
 
         # A restart and a crash: the loop starts it again, and the containers do not notice.
