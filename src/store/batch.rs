@@ -81,7 +81,7 @@ impl Batcher {
             }
             let result = tokio::select! {
                 biased;
-                result = self.raft.client_write(Batch(Arc::new(txns))) => result,
+                result = self.raft.client_write(Batch { id: None, txns: Arc::new(txns) }) => result,
                 // The outcome is unknown then, and that is what a dropped answer says.
                 () = stop.cancelled() => break,
             };

@@ -29,7 +29,7 @@ use crate::raft::machine::{Machine, StateMachine};
 use crate::raft::network::Alone;
 use crate::raft::{Member, Raft};
 use crate::watch::Watch;
-use crate::{CommitError, Config, Freshness, OpenError, ReadError, Revision, Txn, WatchError};
+use crate::{CommitError, Config, Freshness, OpenError, ReadError, Revision, Timing, Txn, WatchError};
 
 const IDENTITY: &[u8] = b"identity";
 
@@ -42,19 +42,20 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A replicated, versioned key space. A clone is another handle to the same store.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-struct Shared {
-    machine: Arc<Machine>,
-    raft: Raft,
+pub(crate) struct Shared {
+    pub(crate) identity: Identity,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) raft: Raft,
     disk: Mutex<Option<Disk>>,
     proposals: mpsc::Sender<Proposal>,
     leader: watch::Receiver<bool>,
     /// This member is the whole group: what it has applied is what is committed.
     alone: Arc<AtomicBool>,
     txn_bytes_max: usize,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
     stop: CancellationToken,
     tasks: TaskTracker,
     closed: Mutex<Option<oneshot::Receiver<()>>>,
@@ -329,12 +330,13 @@ fn settle_identity(dir: &Path, engine: &Engine, marker: Option<Marker>) -> Resul
     }
 }
 
-fn raft_config() -> openraft::Config {
+fn raft_config(timing: &Timing) -> openraft::Config {
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     openraft::Config {
         cluster_name: "mussel".to_string(),
-        heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1000,
+        heartbeat_interval: milliseconds(timing.heartbeat_interval),
+        election_timeout_min: milliseconds(timing.election_timeout_min),
+        election_timeout_max: milliseconds(timing.election_timeout_max),
         // A lone member has nobody to hear from or to beat for; a tick would only wake the processor.
         enable_tick: false,
         enable_heartbeat: false,
@@ -348,16 +350,24 @@ fn raft_config() -> openraft::Config {
     }
 }
 
+/// How the group knows this member.
+fn own_record(config: &Config) -> Member {
+    config
+        .peer
+        .as_ref()
+        .map_or_else(Member::default, |peer| Member { name: peer.name.clone(), address: peer.address.clone() })
+}
+
 async fn start(config: Config, metrics: Metrics, opened: Opened) -> Result<Store, OpenError> {
     let Opened { disk, closed, log, machine, identity } = opened;
     let failed = |detail: String| OpenError::Raft { detail };
-    let raft_config = raft_config().validate().map_err(|e| failed(e.to_string()))?;
+    let raft_config = raft_config(&config.timing).validate().map_err(|e| failed(e.to_string()))?;
     let state_machine = StateMachine { machine: machine.clone(), disk: disk.clone(), identity };
     let raft = Raft::new(identity.member, Arc::new(raft_config), Alone, log, state_machine)
         .await
         .map_err(|e| failed(e.to_string()))?;
     if !raft.is_initialized().await.map_err(|e| failed(e.to_string()))? {
-        let members = std::collections::BTreeMap::from([(identity.member, Member::default())]);
+        let members = std::collections::BTreeMap::from([(identity.member, own_record(&config))]);
         raft.initialize(members).await.map_err(|e| failed(e.to_string()))?;
     }
     if !raft.is_leader() {
@@ -396,6 +406,7 @@ async fn start(config: Config, metrics: Metrics, opened: Opened) -> Result<Store
     );
     Ok(Store {
         shared: Arc::new(Shared {
+            identity,
             machine,
             raft,
             disk: Mutex::new(Some(disk)),

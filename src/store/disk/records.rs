@@ -10,10 +10,12 @@ use bytes::Bytes;
 use openraft::{EntryPayload, Membership, StoredMembership};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::raft::{Batch, Entry, LeaderId, LogId, Member, MembershipOf, StoredMembershipOf, Vote};
+use crate::raft::{Batch, Entry, LeaderId, LogId, Member, MembershipOf, ProposalId, StoredMembershipOf, Vote};
 use crate::{Precondition, Revision, Txn, Versioned};
 
 const VERSION: u8 = 1;
+/// Since members have names; version 1 is still read.
+const CHECKPOINT_VERSION: u8 = 2;
 
 /// A byte string that is written and read in one piece, not byte by byte.
 struct Raw<'a>(&'a [u8]);
@@ -73,18 +75,38 @@ struct VoteRecord {
     committed: bool,
 }
 
+/// As the first version wrote it: members had no name. Only read.
 #[derive(Serialize, Deserialize)]
-struct MembershipRecord {
+struct NamelessMembershipRecord {
     configs: Vec<BTreeSet<u64>>,
     members: BTreeMap<u64, String>,
 }
 
+impl From<NamelessMembershipRecord> for MembershipRecord {
+    fn from(record: NamelessMembershipRecord) -> Self {
+        let member = |(id, address)| (id, MemberRecord { name: String::new(), address });
+        Self { configs: record.configs, members: record.members.into_iter().map(member).collect() }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct MemberRecord {
+    name: String,
+    address: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MembershipRecord {
+    configs: Vec<BTreeSet<u64>>,
+    members: BTreeMap<u64, MemberRecord>,
+}
+
 impl From<&MembershipOf> for MembershipRecord {
     fn from(membership: &MembershipOf) -> Self {
-        Self {
-            configs: membership.get_joint_config().clone(),
-            members: membership.nodes().map(|(id, member)| (*id, member.address.clone())).collect(),
-        }
+        let member = |(id, member): (&u64, &Member)| {
+            (*id, MemberRecord { name: member.name.clone(), address: member.address.clone() })
+        };
+        Self { configs: membership.get_joint_config().clone(), members: membership.nodes().map(member).collect() }
     }
 }
 
@@ -94,8 +116,8 @@ impl MembershipRecord {
         if self.configs.is_empty() && self.members.is_empty() {
             return Ok(Membership::default());
         }
-        let members: BTreeMap<u64, Member> =
-            self.members.into_iter().map(|(id, address)| (id, Member { address })).collect();
+        let member = |(id, record): (u64, MemberRecord)| (id, Member { name: record.name, address: record.address });
+        let members: BTreeMap<u64, Member> = self.members.into_iter().map(member).collect();
         Membership::new(self.configs, members).map_err(|e| corrupt(format!("membership: {e}")))
     }
 }
@@ -146,12 +168,36 @@ impl From<TxnRecord<'_>> for Txn {
     }
 }
 
+/// New forms are added at the end, so that older ones stay readable.
 #[derive(Serialize, Deserialize)]
 enum PayloadRecord<'a> {
     Blank,
+    /// Only read.
     #[serde(borrow)]
     Txns(Vec<TxnRecord<'a>>),
+    /// Only read.
+    NamelessMembership(NamelessMembershipRecord),
+    Proposal(Option<ProposalIdRecord>, #[serde(borrow)] Vec<TxnRecord<'a>>),
     Membership(MembershipRecord),
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy)]
+struct ProposalIdRecord {
+    member: u64,
+    session: u64,
+    number: u64,
+}
+
+impl From<ProposalId> for ProposalIdRecord {
+    fn from(id: ProposalId) -> Self {
+        Self { member: id.member, session: id.session, number: id.number }
+    }
+}
+
+impl From<ProposalIdRecord> for ProposalId {
+    fn from(record: ProposalIdRecord) -> Self {
+        Self { member: record.member, session: record.session, number: record.number }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -172,11 +218,12 @@ pub(crate) struct Checkpoint {
     pub(crate) digest: u64,
 }
 
+/// `M` is the form of the membership.
 #[derive(Serialize, Deserialize)]
-struct CheckpointRecord {
+struct CheckpointRecord<M> {
     applied: Option<LogIdRecord>,
     membership_id: Option<LogIdRecord>,
-    membership: MembershipRecord,
+    membership: M,
     revision: u64,
     keys: u64,
     digest: u64,
@@ -187,12 +234,22 @@ fn corrupt(detail: impl Into<String>) -> io::Error {
 }
 
 fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
-    postcard::to_extend(value, vec![VERSION]).map_err(|e| corrupt(format!("encode record: {e}")))
+    encode_as(VERSION, value)
+}
+
+fn encode_as<T: Serialize>(version: u8, value: &T) -> io::Result<Vec<u8>> {
+    postcard::to_extend(value, vec![version]).map_err(|e| corrupt(format!("encode record: {e}")))
 }
 
 fn decode<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> io::Result<T> {
+    decode_as(VERSION, what, bytes)
+}
+
+fn decode_as<'a, T: Deserialize<'a>>(version: u8, what: &str, bytes: &'a [u8]) -> io::Result<T> {
     match bytes.split_first() {
-        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|e| corrupt(format!("{what}: {e}"))),
+        Some((found, body)) if *found == version => {
+            postcard::from_bytes(body).map_err(|e| corrupt(format!("{what}: {e}")))
+        }
         Some((version, _)) => Err(corrupt(format!("{what}: record version {version} is not known"))),
         None => Err(corrupt(format!("{what}: empty record"))),
     }
@@ -218,7 +275,9 @@ pub(crate) fn decode_vote(bytes: &[u8]) -> io::Result<Vote> {
 pub(crate) fn encode_entry(entry: &Entry) -> io::Result<Vec<u8>> {
     let payload = match &entry.payload {
         EntryPayload::Blank => PayloadRecord::Blank,
-        EntryPayload::Normal(batch) => PayloadRecord::Txns(batch.0.iter().map(TxnRecord::from).collect()),
+        EntryPayload::Normal(batch) => {
+            PayloadRecord::Proposal(batch.id.map(Into::into), batch.txns.iter().map(TxnRecord::from).collect())
+        }
         EntryPayload::Membership(membership) => PayloadRecord::Membership(membership.into()),
     };
     encode(&EntryRecord { id: entry.log_id.into(), payload })
@@ -226,27 +285,51 @@ pub(crate) fn encode_entry(entry: &Entry) -> io::Result<Vec<u8>> {
 
 pub(crate) fn decode_entry(bytes: &[u8]) -> io::Result<Entry> {
     let record: EntryRecord<'_> = decode("log entry", bytes)?;
+    let batch = |id: Option<ProposalIdRecord>, txns: Vec<TxnRecord<'_>>| {
+        EntryPayload::Normal(Batch {
+            id: id.map(Into::into),
+            txns: Arc::new(txns.into_iter().map(Txn::from).collect()),
+        })
+    };
     let payload = match record.payload {
         PayloadRecord::Blank => EntryPayload::Blank,
-        PayloadRecord::Txns(txns) => EntryPayload::Normal(Batch(Arc::new(txns.into_iter().map(Txn::from).collect()))),
+        PayloadRecord::Txns(txns) => batch(None, txns),
+        PayloadRecord::Proposal(id, txns) => batch(id, txns),
+        PayloadRecord::NamelessMembership(membership) => {
+            EntryPayload::Membership(MembershipRecord::from(membership).into_membership()?)
+        }
         PayloadRecord::Membership(membership) => EntryPayload::Membership(membership.into_membership()?),
     };
     Ok(Entry { log_id: record.id.into(), payload })
 }
 
 pub(crate) fn encode_checkpoint(checkpoint: &Checkpoint) -> io::Result<Vec<u8>> {
-    encode(&CheckpointRecord {
+    let record = CheckpointRecord::<MembershipRecord> {
         applied: checkpoint.applied.map(Into::into),
         membership_id: checkpoint.membership.log_id().map(Into::into),
         membership: checkpoint.membership.membership().into(),
         revision: checkpoint.revision.0,
         keys: checkpoint.keys,
         digest: checkpoint.digest,
-    })
+    };
+    encode_as(CHECKPOINT_VERSION, &record)
 }
 
 pub(crate) fn decode_checkpoint(bytes: &[u8]) -> io::Result<Checkpoint> {
-    let record: CheckpointRecord = decode("checkpoint", bytes)?;
+    let record: CheckpointRecord<MembershipRecord> = match bytes.first() {
+        Some(&CHECKPOINT_VERSION) => decode_as(CHECKPOINT_VERSION, "checkpoint", bytes)?,
+        _ => {
+            let record: CheckpointRecord<NamelessMembershipRecord> = decode("checkpoint", bytes)?;
+            CheckpointRecord {
+                applied: record.applied,
+                membership_id: record.membership_id,
+                membership: record.membership.into(),
+                revision: record.revision,
+                keys: record.keys,
+                digest: record.digest,
+            }
+        }
+    };
     Ok(Checkpoint {
         applied: record.applied.map(Into::into),
         membership: StoredMembership::new(record.membership_id.map(Into::into), record.membership.into_membership()?),
@@ -297,15 +380,50 @@ mod tests {
             deletes: vec![key("c")],
         };
         let id = LogId { leader_id: LeaderId { term: 3, node_id: 1 }, index: 900 };
-        let members = BTreeMap::from([(1, Member { address: "10.0.0.1:6443".into() }), (2, Member::default())]);
+        let members =
+            BTreeMap::from([(1, Member { name: "a".into(), address: "10.0.0.1:6443".into() }), (2, Member::default())]);
         for payload in [
             EntryPayload::Blank,
-            EntryPayload::Normal(Batch(Arc::new(vec![txn, Txn::default()]))),
+            EntryPayload::Normal(Batch { id: None, txns: Arc::new(vec![txn.clone(), Txn::default()]) }),
+            EntryPayload::Normal(Batch {
+                id: Some(ProposalId { member: 7, session: 2, number: 3 }),
+                txns: Arc::new(vec![txn]),
+            }),
             EntryPayload::Membership(Membership::new(vec![BTreeSet::from([1])], members).unwrap()),
         ] {
             let entry = Entry { log_id: id, payload };
             assert_eq!(decode_entry(&encode_entry(&entry).unwrap()).unwrap(), entry);
         }
+    }
+
+    #[test]
+    fn what_the_first_version_wrote_is_read() {
+        let id = LogIdRecord { term: 1, member: 1, index: 4 };
+        let membership = || NamelessMembershipRecord {
+            configs: vec![BTreeSet::from([1])],
+            members: BTreeMap::from([(1, "a:1".to_string())]),
+        };
+        let member = |membership: &MembershipOf| membership.get_node(&1).cloned();
+        let expected = Some(Member { name: String::new(), address: "a:1".into() });
+
+        let record = encode(&EntryRecord { id, payload: PayloadRecord::NamelessMembership(membership()) }).unwrap();
+        let EntryPayload::Membership(read) = decode_entry(&record).unwrap().payload else { panic!() };
+        assert_eq!(member(&read), expected);
+        let record = encode(&EntryRecord { id, payload: PayloadRecord::Txns(vec![]) }).unwrap();
+        assert!(matches!(decode_entry(&record).unwrap().payload, EntryPayload::Normal(Batch { id: None, .. })));
+
+        let record = CheckpointRecord {
+            applied: Some(id),
+            membership_id: Some(id),
+            membership: membership(),
+            revision: 3,
+            keys: 2,
+            digest: 1,
+        };
+        let read = decode_checkpoint(&encode(&record).unwrap()).unwrap();
+        assert_eq!((read.revision, member(read.membership.membership())), (Revision(3), expected));
+        let again = decode_checkpoint(&encode_checkpoint(&read).unwrap()).unwrap();
+        assert_eq!(again.membership, read.membership);
     }
 
     #[test]

@@ -135,7 +135,7 @@ fn invalid(detail: String) -> io::Error {
 /// About what an entry holds in memory.
 fn memory_bytes(entry: &Entry) -> usize {
     match &entry.payload {
-        Payload::Normal(batch) => batch.0.iter().map(|txn| 200 + crate::batch::txn_bytes(txn)).sum(),
+        Payload::Normal(batch) => batch.txns.iter().map(|txn| 200 + crate::batch::txn_bytes(txn)).sum(),
         _ => 200,
     }
 }

@@ -214,8 +214,8 @@ impl Machine {
                 inner.state.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
             }
             Payload::Normal(batch) => {
-                outcomes.0.reserve(batch.0.len());
-                for txn in batch.0.iter() {
+                outcomes.0.reserve(batch.txns.len());
+                for txn in batch.txns.iter() {
                     let (outcome, commit) = inner.state.space.apply(txn);
                     if let Some(commit) = commit {
                         inner.changed.extend(commit.events.iter().map(|event| event.key.clone()));
