@@ -47,6 +47,7 @@ impl Batcher {
     /// Proposes one entry at a time: what arrives meanwhile makes up the next one. Ends with `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut left_over = None;
+        let mut failures = self.disk.failures();
         loop {
             let first = match left_over.take() {
                 Some(proposal) => proposal,
@@ -84,14 +85,20 @@ impl Batcher {
                 result = self.raft.client_write(Batch(Arc::new(txns))) => result,
                 // The outcome is unknown then, and that is what a dropped answer says.
                 () = stop.cancelled() => break,
+                // So it is here: what is in flight is written once the disk works again.
+                Ok(_) = failures.wait_for(Option::is_some) => continue,
             };
             self.answer(answers, result);
         }
         self.proposals.close();
     }
 
-    /// An engine that once met a full disk is unusable until restart, so it is kept from meeting one.
+    /// Refuses what would have to wait for a disk that fails, or would fill it: a refusal is a clear answer, and what is
+    /// in flight when the disk is full has none.
     fn writable(&self, bytes: usize) -> io::Result<()> {
+        if let Some(error) = self.disk.failed() {
+            return Err(io::Error::new(error.kind(), error.to_string()));
+        }
         let free = space::free_bytes(&self.dir)?;
         if free < self.free_bytes_min.saturating_add(4 * bytes as u64) {
             return Err(io::Error::from(io::ErrorKind::StorageFull));

@@ -20,7 +20,7 @@ use crate::batch::{Batcher, Proposal, txn_bytes};
 use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker};
 use crate::disk::lock::DirLock;
-use crate::disk::thread::Disk;
+use crate::disk::thread::{Disk, OPEN_FREE_BYTES_MIN};
 use crate::disk::{durable, inspect, space};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, Snapshot};
@@ -60,10 +60,19 @@ struct Shared {
     closed: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
+impl Shared {
+    fn give_up(&self) {
+        if let Some(disk) = self.disk.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            disk.give_up();
+        }
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         self.stop.cancel();
         self.machine.stop();
+        self.give_up();
     }
 }
 
@@ -174,7 +183,7 @@ impl Store {
         &self.shared.metrics
     }
 
-    /// Why nothing can be written until a restart, if that is so.
+    /// Why nothing can be written at the moment, if that is so. The store tries by itself until it can again.
     pub fn failed(&self) -> Option<Arc<io::Error>> {
         self.shared.disk.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Disk::failed)
     }
@@ -185,6 +194,7 @@ impl Store {
         let shared = &self.shared;
         shared.stop.cancel();
         shared.machine.stop();
+        shared.give_up();
         shared.tasks.close();
         let stopping = async {
             shared.tasks.wait().await;
@@ -242,7 +252,7 @@ fn open_disk(config: &Config, metrics: Metrics) -> Result<Opened, OpenError> {
     inspect::inspect(&dir.join("sled").join("db"), dir, marker.is_some())?;
     // Before the engine writes anything: a full disk in the middle of its own recovery could not be undone.
     let free = space::free_bytes(dir).map_err(|source| OpenError::NotWritable { dir: dir.to_path_buf(), source })?;
-    if free < 1 << 20 {
+    if free < OPEN_FREE_BYTES_MIN {
         let source = io::Error::from(io::ErrorKind::StorageFull);
         return Err(OpenError::NotWritable { dir: dir.to_path_buf(), source });
     }
@@ -321,7 +331,7 @@ fn settle_identity(dir: &Path, engine: &Engine, marker: Option<Marker>) -> Resul
             let mut writes = Writes::default();
             let record = [&identity.cluster.to_le_bytes()[..], &identity.member.to_le_bytes()].concat();
             writes.put(Space::Meta, IDENTITY, record);
-            engine.write(writes).and_then(|()| engine.flush()).map_err(read)?;
+            engine.write(&writes).map_err(read)?;
             identity::sync_dir(&dir.join("sled")).map_err(write)?;
             identity::write(dir, &Marker { identity, checkpointed: 0 }).map_err(write)?;
             Ok(identity)
@@ -414,6 +424,7 @@ async fn start(config: Config, metrics: Metrics, opened: Opened) -> Result<Store
 /// Checkpoints some time after the first change, so that a key that changes often is written once; or at once when the
 /// log has grown long.
 async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop: CancellationToken) {
+    machine.freeze();
     loop {
         tokio::select! {
             biased;

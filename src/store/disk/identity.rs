@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::OpenError;
 
 /// The newest layout of the directory that this version writes, and the only one that it reads.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
