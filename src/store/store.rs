@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backup::{self, BackupError};
 use crate::batch::{Batcher, Proposal, txn_bytes};
 use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker};
@@ -30,8 +31,6 @@ use crate::raft::network::Alone;
 use crate::raft::{Member, Raft};
 use crate::watch::Watch;
 use crate::{CommitError, Config, Freshness, OpenError, ReadError, Revision, Txn, WatchError};
-
-const IDENTITY: &[u8] = b"identity";
 
 /// Txns that wait to be put into an entry. Whoever comes then waits too.
 const PROPOSALS_MAX: usize = 1024;
@@ -53,6 +52,7 @@ struct Shared {
     leader: watch::Receiver<bool>,
     /// This member is the whole group: what it has applied is what is committed.
     alone: Arc<AtomicBool>,
+    cluster: u128,
     txn_bytes_max: usize,
     metrics: Metrics,
     stop: CancellationToken,
@@ -179,6 +179,35 @@ impl Store {
         self.shared.machine.revision()
     }
 
+    /// Writes the newest state, with every write that was acknowledged before the call, to the file `path`. Writes go on
+    /// meanwhile. `node` and `version` are for people who look at the file. The file is there as a whole, and on disk,
+    /// when this returns `Ok`; else it is as it was.
+    ///
+    /// # Cancel safety
+    /// The file is written also when the call is dropped.
+    pub async fn backup(
+        &self,
+        path: impl Into<PathBuf>,
+        node: &str,
+        version: &str,
+    ) -> Result<backup::Header, BackupError> {
+        let path = path.into();
+        let snapshot = self.snapshot(Freshness::Linearizable).await?;
+        let header = backup::Header {
+            cluster: format!("{:032x}", self.shared.cluster),
+            revision: snapshot.revision().0,
+            keys: snapshot.len() as u64,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            node: node.to_string(),
+            version: version.to_string(),
+        };
+        let task = tokio::task::spawn_blocking(move || {
+            backup::save(&snapshot, &header, &path)?;
+            Ok(header)
+        });
+        task.await.map_err(|error| BackupError::Task { detail: error.to_string() })?
+    }
+
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }
@@ -299,16 +328,9 @@ fn create_dir(dir: &Path) -> Result<(), OpenError> {
 fn settle_identity(dir: &Path, engine: &Engine, marker: Option<Marker>) -> Result<Identity, OpenError> {
     let read = |source| OpenError::Engine { file: engine.file().to_path_buf(), source };
     let write = |source| OpenError::Write { file: dir.join("identity"), source };
-    let record = engine.get(Space::Meta, IDENTITY).map_err(read)?;
+    let record = engine.get(Space::Meta, identity::RECORD).map_err(read)?;
     let stored = match &record {
-        Some(record) => {
-            let Some((cluster, member)) = record.split_first_chunk::<16>().and_then(|(cluster, member)| {
-                Some((u128::from_le_bytes(*cluster), u64::from_le_bytes(member.try_into().ok()?)))
-            }) else {
-                return Err(engine.corrupt("its identity is damaged"));
-            };
-            Some(Identity { cluster, member })
-        }
+        Some(record) => Some(Identity::from_record(record).ok_or_else(|| engine.corrupt("its identity is damaged"))?),
         None => None,
     };
     match (stored, marker) {
@@ -329,8 +351,7 @@ fn settle_identity(dir: &Path, engine: &Engine, marker: Option<Marker>) -> Resul
         (None, None) => {
             let identity = Identity::found().map_err(write)?;
             let mut writes = Writes::default();
-            let record = [&identity.cluster.to_le_bytes()[..], &identity.member.to_le_bytes()].concat();
-            writes.put(Space::Meta, IDENTITY, record);
+            identity.record(&mut writes);
             engine.write(&writes).map_err(read)?;
             identity::sync_dir(&dir.join("sled")).map_err(write)?;
             identity::write(dir, &Marker { identity, checkpointed: 0 }).map_err(write)?;
@@ -412,6 +433,7 @@ async fn start(config: Config, metrics: Metrics, opened: Opened) -> Result<Store
             proposals,
             leader,
             alone,
+            cluster: identity.cluster,
             txn_bytes_max: config.txn_bytes_max,
             metrics,
             stop,

@@ -68,6 +68,13 @@ impl LogStore {
         Ok(Self { disk, applied, inner: Arc::new(Mutex::new(inner)) })
     }
 
+    /// What a store that starts from a checkpoint at `applied` has for a log: nothing, up to there.
+    pub(crate) fn found(writes: &mut Writes, applied: LogId, vote: &Vote) -> io::Result<()> {
+        writes.put(Space::Meta, VOTE, records::encode_vote(vote)?);
+        writes.put(Space::Meta, PURGED, records::encode_log_id(applied)?);
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -220,6 +220,13 @@ impl Machine {
         inner.watchers.end_all(false, &self.metrics);
     }
 
+    /// Applies an entry of a log that no Raft runs on any more.
+    pub(crate) fn replay(&self, entry: &Entry) {
+        if self.lock().state.applied.is_none_or(|applied| applied < entry.log_id) {
+            self.apply(entry);
+        }
+    }
+
     /// Applies one entry. Readers see it before watchers hear of it, and both have happened when this returns.
     fn apply(&self, entry: &Entry) -> Outcomes {
         let start = Instant::now();
