@@ -17,10 +17,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::identity::Identity;
+use crate::disk::thread::Failure;
 use crate::metrics::Metrics;
 use crate::peers::Timing;
 use crate::raft::machine::Machine;
@@ -43,6 +45,8 @@ pub(crate) struct Group {
     pub(crate) metrics: Metrics,
     pub(crate) dir: PathBuf,
     pub(crate) free_bytes_min: u64,
+    /// Why this member's disk takes nothing at the moment.
+    pub(crate) failures: watch::Receiver<Failure>,
     /// How the group is to know this member; `None` for one without a way to others.
     pub(crate) record: Mutex<Option<Member>>,
     /// Held during a change of the members that this member makes as the leader.
