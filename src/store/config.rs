@@ -14,6 +14,8 @@ pub struct Config {
     pub checkpoint_interval: Duration,
     /// A log that has grown by this much is checkpointed at once.
     pub log_bytes_max: u64,
+    /// Entries before a checkpoint that a member of a group keeps for others that lag: who lacks more gets a snapshot.
+    pub log_entries_kept: u64,
     /// How much history is kept for watches and for snapshots of past revisions.
     pub history_bytes_max: usize,
     /// As `history_bytes_max`, counted in revisions.
@@ -40,6 +42,7 @@ impl Config {
             dir: dir.into(),
             checkpoint_interval: Duration::from_secs(60),
             log_bytes_max: 4 << 20,
+            log_entries_kept: 2000,
             history_bytes_max: 8 << 20,
             history_revisions_max: 20_000,
             watch_commits_max: 1024,
