@@ -15,6 +15,8 @@ pub struct Config {
     pub checkpoint_interval: Duration,
     /// A checkpoint is made at once when the log has grown by this much. The log holds twice as much at most.
     pub log_bytes_max: u64,
+    /// Entries before a checkpoint that a member of a group keeps for others that lag: who lacks more gets a snapshot.
+    pub log_entries_kept: u64,
     /// How much history is kept for watches and for snapshots of past revisions.
     pub history_bytes_max: usize,
     /// As `history_bytes_max`, counted in revisions.
@@ -44,6 +46,7 @@ impl Config {
             // Recovery from 8 MiB of log takes a fraction of a second, so that only the log's size needs a bound.
             checkpoint_interval: Duration::from_secs(3600),
             log_bytes_max: 4 << 20,
+            log_entries_kept: 2000,
             history_bytes_max: 8 << 20,
             history_revisions_max: 20_000,
             history_age_max: Duration::from_secs(3600),

@@ -54,9 +54,6 @@ pub(crate) enum Beginning {
 /// Txns that wait to be put into an entry. Whoever comes then waits too.
 const PROPOSALS_MAX: usize = 1024;
 
-/// Entries before a checkpoint that a member of several keeps for those that lag.
-const ENTRIES_KEPT: u64 = 2000;
-
 /// How long parts that are told to stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -563,13 +560,15 @@ async fn start(config: Config, beginning: Beginning, metrics: Metrics, opened: O
         failures: disk.failures(),
         record: Mutex::new(config.peer.is_some().then(|| own_record(&config))),
         changing: tokio::sync::Mutex::default(),
+        noted: watch::Sender::new(if joining { Standing::Joining } else { Standing::Member }),
+        heard: Mutex::new(tokio::time::Instant::now()),
         stop: stop.clone(),
     });
     let (proposals, proposed) = mpsc::channel(PROPOSALS_MAX);
     tasks.spawn(Batcher { proposals: proposed, group: group.clone(), session }.run());
     let (reads, asked) = mpsc::channel(READS_MAX);
     tasks.spawn(group.clone().answer_reads(asked));
-    tasks.spawn(checkpoint(machine.clone(), raft.clone(), config.checkpoint_interval, stop.clone()));
+    tasks.spawn(checkpoint(machine.clone(), raft.clone(), config.clone(), stop.clone()));
     let (leads, leader) = watch::channel(lone);
     tasks.spawn(group.clone().keep(leads));
     tasks.spawn(group.clone().promote());
@@ -611,7 +610,7 @@ async fn start(config: Config, beginning: Beginning, metrics: Metrics, opened: O
 
 /// Checkpoints some time after the first change, so that a key that changes often is written once; or at once when the
 /// log has grown long.
-async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop: CancellationToken) {
+async fn checkpoint(machine: Arc<Machine>, raft: Raft, config: Config, stop: CancellationToken) {
     machine.freeze();
     loop {
         tokio::select! {
@@ -623,7 +622,7 @@ async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop:
             biased;
             () = stop.cancelled() => return,
             () = machine.very_dirty.notified() => {}
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(config.checkpoint_interval) => {}
         }
         let mut checkpointed = machine.checkpointed();
         checkpointed.borrow_and_update();
@@ -638,7 +637,7 @@ async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop:
         };
         // Others may lag a little, and are better served with entries than with everything.
         let others = machine.membership().membership().nodes().count() > 1;
-        let purge = done.saturating_sub(if others { ENTRIES_KEPT } else { 0 });
+        let purge = done.saturating_sub(if others { config.log_entries_kept } else { 0 });
         if purge > 0 && raft.trigger().purge_log(purge).await.is_err() {
             return;
         }
