@@ -62,7 +62,7 @@ struct Settings {
 impl Settings {
     fn settle(args: ServerArgs) -> anyhow::Result<Self> {
         let node_name = node_address::node_name(args.node_name.as_deref())?;
-        let node_ip = node_address::node_ip(args.node_ip)?;
+        let node_ip = node_address::node_ip(args.node_ip, args.flannel_iface.as_deref())?;
         let service_cidr: mussel_apiserver::Ipv4Cidr = args.service_cidr.parse().context("--service-cidr")?;
         let cluster_dns = match args.cluster_dns {
             Some(ip) => ip,

@@ -1,10 +1,9 @@
 //! The pod network and the service proxy with a real kernel and real packets, in a network namespace of their own.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::process::Command;
+mod support;
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -16,75 +15,11 @@ use mussel_network::host;
 use mussel_network::iptables::Iptables;
 use mussel_network::pods::{AddRequest, Config, HostPort, PodNetwork, Protocol};
 use mussel_network::proxy::{self, Proxy};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-/// Runs the test in a thread with a network of its own, or says why it cannot.
-fn in_new_network(test: impl AsyncFnOnce() + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() || Iptables::find().is_err() {
-        eprintln!("skipped: needs root and iptables");
-        return;
-    }
-    let thread = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            host::tune_kernel();
-            test().await;
-        });
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// The network namespace of a pod, and a way to run something in it.
-struct Sandbox(OwnedFd);
-
-impl Sandbox {
-    fn new() -> Self {
-        let make = || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            Self(std::fs::File::open("/proc/thread-self/ns/net").unwrap().into())
-        };
-        thread::spawn(make).join().unwrap()
-    }
-
-    fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
-    }
-
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let netns = self.0.try_clone().unwrap();
-        let body = move || {
-            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        };
-        thread::spawn(body).join().unwrap()
-    }
-
-    /// Answers each connection to the port with `name` and the address it came from.
-    fn serve(&self, port: u16, name: &'static str) {
-        let listener = self.run(move || TcpListener::bind(("0.0.0.0", port)).unwrap());
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let from = stream.peer_addr().unwrap().ip();
-                let _ = stream.write_all(format!("{name} {from}").as_bytes());
-            }
-        });
-    }
-}
-
-fn ask(address: &str) -> Result<String, std::io::ErrorKind> {
-    let address: SocketAddr = address.parse().unwrap();
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).map_err(|error| error.kind())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).map_err(|error| error.kind())?;
-    Ok(text)
-}
+use support::{Sandbox, ask, in_new_network};
 
 fn network(dir: &tempfile::TempDir) -> PodNetwork {
     let config = Config {
