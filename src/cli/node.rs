@@ -277,6 +277,7 @@ async fn start_kubelet(
         provider_id: Some(format!("mussel://{}", config.node_name)),
         node_name: config.node_name,
         node_ips: vec![config.node_ip],
+        external_ips: args.node_external_ip.into_iter().collect(),
         labels: args.node_label.iter().cloned().collect(),
         taints: taints.collect(),
         root_dir: folders.agent.join("kubelet"),
