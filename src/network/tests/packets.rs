@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
@@ -19,7 +19,7 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use support::{Sandbox, ask, in_new_network};
+use support::{Sandbox, ask, ask_udp, in_new_network};
 
 fn network(dir: &tempfile::TempDir) -> PodNetwork {
     let config = Config {
@@ -177,5 +177,47 @@ fn services_answer() {
             }
         };
         with_proxy(services, slices, check).await;
+    });
+}
+
+#[test]
+fn a_udp_client_that_goes_on_reaches_the_endpoint_that_is_left() {
+    in_new_network(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let pods = network(&dir);
+        pods.set_pod_cidr("10.42.0.0/24".parse().unwrap()).await.unwrap();
+        host::prepare(pods.iptables(), "10.43.0.0/16".parse().unwrap(), &[]).await.unwrap();
+        let (a, b) = (Sandbox::new(), Sandbox::new());
+        pods.add(&request("a", &a, Vec::new())).await.unwrap();
+        pods.add(&request("b", &b, Vec::new())).await.unwrap();
+        a.serve_udp(5353, "a");
+        b.serve_udp(5353, "b");
+        let service = json!({"metadata": {"name": "dns", "namespace": "default"}, "spec": {"clusterIP": "10.43.0.7",
+            "type": "NodePort", "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}]}});
+        let slice = |ip: &str| {
+            json!({"metadata": {"name": "dns", "namespace": "default", "labels": {"kubernetes.io/service-name": "dns"}},
+                "addressType": "IPv4", "endpoints": [{"addresses": [ip]}],
+                "ports": [{"name": "", "port": 5353, "protocol": "UDP"}]})
+        };
+        let client = || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket
+        };
+        let (inner, outer) = (client(), client());
+        let asked = move |inner: &UdpSocket, outer: &UdpSocket| {
+            [ask_udp(inner, "10.43.0.7:53").unwrap(), ask_udp(outer, "10.42.0.1:30053").unwrap()]
+        };
+        let (first, second) = (inner.try_clone().unwrap(), outer.try_clone().unwrap());
+        let check = move || assert_eq!(asked(&first, &second), ["a", "a"]);
+        with_proxy(vec![service.clone()], vec![slice("10.42.0.2")], check).await;
+        // Another process, which knows nothing of the endpoints that were.
+        let check = move || {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while asked(&inner, &outer) != ["b", "b"] {
+                assert!(std::time::Instant::now() < deadline, "the flows still lead to a");
+            }
+        };
+        with_proxy(vec![service], vec![slice("10.42.0.3")], check).await;
     });
 }

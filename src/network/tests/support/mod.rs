@@ -5,7 +5,7 @@
 pub mod api;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -68,6 +68,17 @@ impl Sandbox {
         thread::spawn(body).join().unwrap()
     }
 
+    /// Answers each datagram to the port with `name`.
+    pub fn serve_udp(&self, port: u16, name: &'static str) {
+        let socket = self.run(move || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+        thread::spawn(move || {
+            let mut question = [0; 64];
+            while let Ok((_, from)) = socket.recv_from(&mut question) {
+                let _ = socket.send_to(name.as_bytes(), from);
+            }
+        });
+    }
+
     /// Answers each connection to the port with `name` and the address it came from.
     pub fn serve(&self, port: u16, name: &'static str) {
         let listener = self.run(move || TcpListener::bind(("0.0.0.0", port)).unwrap());
@@ -79,6 +90,14 @@ impl Sandbox {
             }
         });
     }
+}
+
+/// What `socket` hears when it says something to the address.
+pub fn ask_udp(socket: &UdpSocket, address: &str) -> Result<String, std::io::ErrorKind> {
+    socket.send_to(b"?", address).map_err(|error| error.kind())?;
+    let mut answer = [0; 64];
+    let length = socket.recv(&mut answer).map_err(|error| error.kind())?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
 pub fn ask(address: &str) -> Result<String, std::io::ErrorKind> {
