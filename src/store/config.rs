@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{Peer, Timing};
+use crate::{Peer, Timing, WireVersions};
 
 /// What [`crate::Store::open`] needs to know. `Config::new(dir)` is right for a server on a small machine.
 #[derive(Clone, Debug)]
@@ -29,6 +29,9 @@ pub struct Config {
     /// How the other members are reached, and they reach this one. Without it the member stays alone.
     pub peer: Option<Peer>,
     pub timing: Timing,
+    /// For tests of upgrades.
+    #[doc(hidden)]
+    pub wire_versions: WireVersions,
 }
 
 impl Config {
@@ -45,6 +48,7 @@ impl Config {
             cache_bytes: 8 << 20,
             peer: None,
             timing: Timing::default(),
+            wire_versions: WireVersions::NOW,
         }
     }
 }

@@ -25,6 +25,7 @@ mod raft;
 mod store;
 mod types;
 mod watch;
+mod wire;
 
 pub use config::Config;
 pub use error::OpenError;
@@ -34,3 +35,5 @@ pub use peers::*;
 pub use store::Store;
 pub use types::*;
 pub use watch::Watch;
+#[doc(hidden)]
+pub use wire::hello::WireVersions;

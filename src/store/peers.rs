@@ -85,7 +85,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat_interval: Duration::from_millis(100),
+            heartbeat_interval: Duration::from_millis(150),
             election_timeout_min: Duration::from_millis(350),
             election_timeout_max: Duration::from_millis(600),
             connect_timeout: Duration::from_secs(2),
@@ -182,7 +182,7 @@ pub enum MemberError {
 }
 
 /// Why a member did not become a voter.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// This member was removed from the group; join with an empty directory instead.
     #[error("this member was removed from the group")]

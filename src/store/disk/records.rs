@@ -10,6 +10,7 @@ use bytes::Bytes;
 use openraft::{EntryPayload, Membership, StoredMembership};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::raft::register::{Register, Session};
 use crate::raft::{Batch, Entry, LeaderId, LogId, Member, MembershipOf, ProposalId, StoredMembershipOf, Vote};
 use crate::{Precondition, Revision, Txn, Versioned};
 
@@ -18,7 +19,7 @@ const VERSION: u8 = 1;
 const CHECKPOINT_VERSION: u8 = 2;
 
 /// A byte string that is written and read in one piece, not byte by byte.
-struct Raw<'a>(&'a [u8]);
+pub(crate) struct Raw<'a>(pub(crate) &'a [u8]);
 
 impl Serialize for Raw<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -44,13 +45,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Raw<'a> {
 
 impl Raw<'_> {
     /// A copy of its own: a slice of the record would keep the whole record in memory.
-    fn to_bytes(&self) -> Bytes {
+    pub(crate) fn to_bytes(&self) -> Bytes {
         Bytes::copy_from_slice(self.0)
     }
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy)]
-struct LogIdRecord {
+pub(crate) struct LogIdRecord {
     term: u64,
     member: u64,
     index: u64,
@@ -69,10 +70,22 @@ impl From<LogIdRecord> for LogId {
 }
 
 #[derive(Serialize, Deserialize)]
-struct VoteRecord {
+pub(crate) struct VoteRecord {
     term: u64,
     member: u64,
     committed: bool,
+}
+
+impl From<&Vote> for VoteRecord {
+    fn from(vote: &Vote) -> Self {
+        Self { term: vote.leader_id.term, member: vote.leader_id.node_id, committed: vote.committed }
+    }
+}
+
+impl From<VoteRecord> for Vote {
+    fn from(record: VoteRecord) -> Self {
+        Vote { leader_id: LeaderId { term: record.term, node_id: record.member }, committed: record.committed }
+    }
 }
 
 /// As the first version wrote it: members had no name. Only read.
@@ -96,7 +109,7 @@ struct MemberRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-struct MembershipRecord {
+pub(crate) struct MembershipRecord {
     configs: Vec<BTreeSet<u64>>,
     members: BTreeMap<u64, MemberRecord>,
 }
@@ -111,7 +124,7 @@ impl From<&MembershipOf> for MembershipRecord {
 }
 
 impl MembershipRecord {
-    fn into_membership(self) -> io::Result<MembershipOf> {
+    pub(crate) fn into_membership(self) -> io::Result<MembershipOf> {
         // An empty membership is what a member has before it is told of its cluster; openraft's constructor refuses it.
         if self.configs.is_empty() && self.members.is_empty() {
             return Ok(Membership::default());
@@ -131,7 +144,7 @@ enum PreconditionRecord<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct TxnRecord<'a> {
+pub(crate) struct TxnRecord<'a> {
     #[serde(borrow)]
     preconditions: Vec<PreconditionRecord<'a>>,
     puts: Vec<(Raw<'a>, Raw<'a>)>,
@@ -182,7 +195,7 @@ enum PayloadRecord<'a> {
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy)]
-struct ProposalIdRecord {
+pub(crate) struct ProposalIdRecord {
     member: u64,
     session: u64,
     number: u64,
@@ -264,12 +277,11 @@ pub(crate) fn decode_log_id(bytes: &[u8]) -> io::Result<LogId> {
 }
 
 pub(crate) fn encode_vote(vote: &Vote) -> io::Result<Vec<u8>> {
-    encode(&VoteRecord { term: vote.leader_id.term, member: vote.leader_id.node_id, committed: vote.committed })
+    encode(&VoteRecord::from(vote))
 }
 
 pub(crate) fn decode_vote(bytes: &[u8]) -> io::Result<Vote> {
-    let record: VoteRecord = decode("vote", bytes)?;
-    Ok(Vote { leader_id: LeaderId { term: record.term, node_id: record.member }, committed: record.committed })
+    decode::<VoteRecord>("vote", bytes).map(Vote::from)
 }
 
 pub(crate) fn encode_entry(entry: &Entry) -> io::Result<Vec<u8>> {
@@ -336,6 +348,42 @@ pub(crate) fn decode_checkpoint(bytes: &[u8]) -> io::Result<Checkpoint> {
         revision: Revision(record.revision),
         keys: record.keys,
         digest: record.digest,
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct RegisterRecord {
+    sessions: BTreeMap<u64, SessionRecord>,
+    removed: Vec<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SessionRecord {
+    session: u64,
+    number: u64,
+    committed: Vec<Option<u64>>,
+}
+
+pub(crate) fn encode_register(register: &Register) -> io::Result<Vec<u8>> {
+    let session = |(member, session): (&u64, &Arc<Session>)| {
+        let committed = session.committed.iter().map(|revision| revision.map(|revision| revision.0)).collect();
+        (*member, SessionRecord { session: session.session, number: session.number, committed })
+    };
+    encode(&RegisterRecord {
+        sessions: register.sessions.iter().map(session).collect(),
+        removed: register.removed.iter().copied().collect(),
+    })
+}
+
+pub(crate) fn decode_register(bytes: &[u8]) -> io::Result<Register> {
+    let record: RegisterRecord = decode("register", bytes)?;
+    let session = |(member, record): (u64, SessionRecord)| {
+        let committed = record.committed.into_iter().map(|revision| revision.map(Revision)).collect();
+        (member, Arc::new(Session { session: record.session, number: record.number, committed }))
+    };
+    Ok(Register {
+        sessions: record.sessions.into_iter().map(session).collect(),
+        removed: record.removed.into_iter().collect(),
     })
 }
 

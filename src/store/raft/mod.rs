@@ -3,6 +3,7 @@
 pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod network;
+pub(crate) mod register;
 #[cfg(test)]
 mod suite_tests;
 
@@ -46,7 +47,12 @@ impl fmt::Display for Batch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Committed(Revision),
-    Refused { index: usize, current: Option<Versioned> },
+    Refused {
+        index: usize,
+        current: Option<Versioned>,
+    },
+    /// Not looked at: nobody waits for it any more.
+    Stale,
 }
 
 /// What became of the Txns of an entry, in their order. Empty for entries without Txns.

@@ -2,13 +2,22 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::PoisonError;
+use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 
-use crate::disk::identity;
+use crate::disk::identity::{self, Standing};
+use crate::group::{Group, Leader};
 use crate::peers::{ClusterId, JoinError, MemberError, MemberId, MemberStatus, PeerStream, Role, Status};
-use crate::raft::{MembershipOf, Raft};
+use crate::raft::Member;
+use crate::store::Beginning;
+use crate::wire::message::{Answer, Request};
+use crate::wire::serve;
 use crate::{Config, OpenError, Store};
+
+/// How long the status waits for the leader's view.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Store {
     /// Opens a fresh directory as a new member of `cluster`. Seeds are addresses (`host:port`) of servers of it, tried in
@@ -21,8 +30,7 @@ impl Store {
     /// # Errors
     /// As `open`'s; `OtherCluster` when the directory has data of another cluster; `NoTransport` without `config.peer`.
     pub async fn join(config: Config, cluster: ClusterId, seeds: Vec<String>) -> Result<Store, OpenError> {
-        let _ = (cluster, seeds);
-        Err(OpenError::Raft { detail: format!("{}: joining is not in this version", config.dir.display()) })
+        Self::begin(config, Beginning::Join { cluster, seeds }).await
     }
 
     /// Waits until this member is a voter; at once for one that is. What it was told before is applied then.
@@ -33,60 +41,68 @@ impl Store {
     /// # Cancel safety
     /// Cancel-safe: the joining goes on.
     pub async fn joined(&self) -> Result<(), JoinError> {
-        Ok(())
+        let mut joined = self.shared.joined.clone();
+        let joined = joined.wait_for(Option::is_some).await.map_err(|_| JoinError::Stopped)?;
+        joined.clone().unwrap_or(Err(JoinError::Stopped))
     }
 
     /// Whether `dir` holds a member's data, so that it is to be opened and not to be founded or joined anew. A member
     /// that has not finished joining counts as having none: call [`Store::join`] again.
     pub fn has_data(dir: &Path) -> Result<bool, OpenError> {
-        Ok(identity::read(dir)?.is_some())
+        Ok(identity::read(dir)?.is_some_and(|marker| marker.standing != Standing::Joining))
     }
 
     pub fn cluster_id(&self) -> ClusterId {
-        ClusterId(self.shared.identity.cluster)
+        self.shared.group.cluster()
     }
 
     pub fn member_id(&self) -> MemberId {
-        self.shared.identity.member
+        self.shared.group.member()
     }
 
     /// Serves one accepted connection, which is known to come from a server of this cluster, until it ends or the store
     /// stops. May be called any number of times at once.
     pub async fn serve_peer(&self, stream: impl PeerStream + 'static) -> io::Result<()> {
-        drop(stream);
-        Err(io::Error::from(io::ErrorKind::ConnectionRefused))
+        serve::serve(self.shared.group.clone(), &self.shared.complaints, stream).await
     }
 
     /// The members as this one knows them, without asking anybody.
     pub fn members(&self) -> Vec<MemberStatus> {
-        local_view(&self.shared.raft)
+        local_view(&self.shared.group)
     }
 
     /// Removes a member for good: it counts no more, is told nothing more, and is refused from then on. Also the way to
     /// replace one that is lost: remove it, and join a new one. The leader may remove itself.
     pub async fn remove_member(&self, id: MemberId) -> Result<(), MemberError> {
-        if self.members().iter().any(|member| member.id == id) {
-            return Err(MemberError::LastVoter(id));
-        }
-        Err(MemberError::NoSuchMember(id))
+        self.shared.group.ask_leader(Request::RemoveMember(id)).await.map(drop)
     }
 
     /// Hands leadership over, to `to` or to the voter that has caught up most, and returns when the new one leads.
     pub async fn transfer_leadership(&self, to: Option<MemberId>) -> Result<MemberId, MemberError> {
-        let _ = to;
-        Err(MemberError::NoSuccessor)
+        match self.shared.group.ask_leader(Request::TransferLeadership(to)).await? {
+            Answer::Leader(id) => Ok(id),
+            _ => Err(MemberError::Unknown),
+        }
     }
 
     /// Tells the group this member's new address. Also done by itself when `config.peer` differs from what the group has.
     pub async fn update_address(&self, address: String) -> Result<(), MemberError> {
-        let _ = address;
-        Err(MemberError::NoLeader)
+        let group = &self.shared.group;
+        {
+            let mut record = group.record.lock().unwrap_or_else(PoisonError::into_inner);
+            let name = record.take().map_or_else(String::new, |record| record.name);
+            *record = Some(Member { name, address });
+        }
+        group.announce().await
     }
 
     /// Resolves when this member finds that it was removed from its group. It serves nothing sensible from then on, and
     /// its directory does not open again.
     pub async fn removed(&self) {
-        std::future::pending().await
+        let mut standing = self.shared.machine.standing();
+        if standing.wait_for(|standing| *standing == Standing::Removed).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// The state of the group as the leader and this member see it; as this member alone does when there is no leader.
@@ -97,18 +113,32 @@ impl Store {
         let (revision, keys) = (snapshot.revision(), snapshot.len() as u64);
         // A pass over everything is too long for a task that others wait behind.
         let digest = tokio::task::spawn_blocking(move || snapshot.digest()).await.unwrap_or(0);
+        let mut members = self.members();
+        let asking = shared.group.ask_leader(Request::Progress);
+        if shared.group.leader() != Leader::Unknown
+            && let Ok(Ok(Answer::Progress { last, members: progress, .. })) =
+                tokio::time::timeout(STATUS_TIMEOUT, asking).await
+        {
+            for member in &mut members {
+                let Some(progress) = progress.iter().find(|progress| progress.member == member.id) else { continue };
+                member.matched_index = progress.matched;
+                member.lag_entries = progress.matched.map(|matched| last.saturating_sub(matched));
+                member.reachable = Some(progress.reachable);
+            }
+        }
         let now = shared.raft.metrics().borrow_watched().clone();
+        let committed = now.cluster_committed.max(now.last_applied);
         Status {
             cluster: self.cluster_id(),
             member: self.member_id(),
-            members: self.members(),
+            members,
             leader: now.current_leader,
             term: now.current_term,
             revision,
             digest,
             keys,
             applied_index: now.last_applied.map_or(0, |id| id.index),
-            committed_index: now.last_applied.map_or(0, |id| id.index),
+            committed_index: committed.map_or(0, |id| id.index),
             last_log_index: now.last_log_index.unwrap_or(0),
             checkpoint_index: now.snapshot.map_or(0, |id| id.index),
             db_bytes: shared.metrics.db_bytes.get().try_into().unwrap_or(0),
@@ -117,24 +147,22 @@ impl Store {
     }
 }
 
-fn local_view(raft: &Raft) -> Vec<MemberStatus> {
-    let now = raft.metrics().borrow_watched().clone();
-    let membership: &MembershipOf = now.membership_config.membership();
-    membership
-        .nodes()
-        .map(|(id, member)| {
-            let matched = now.replication.as_ref().and_then(|matched| matched.get(id).cloned().flatten());
-            let matched_index = if *id == now.id { now.last_log_index } else { matched.map(|log_id| log_id.index) };
-            MemberStatus {
-                id: *id,
-                name: member.name.clone(),
-                address: member.address.clone(),
-                role: if membership.voter_ids().any(|voter| voter == *id) { Role::Voter } else { Role::Learner },
-                leader: now.current_leader == Some(*id),
-                matched_index,
-                lag_entries: matched_index.map(|matched| now.last_log_index.unwrap_or(0).saturating_sub(matched)),
-                reachable: (*id == now.id).then_some(true),
-            }
-        })
-        .collect()
+fn local_view(group: &Group) -> Vec<MemberStatus> {
+    let metrics = group.raft.metrics();
+    let now = metrics.borrow_watched();
+    let membership = now.membership_config.membership();
+    let member = |(id, member): (&MemberId, &Member)| {
+        let own = *id == group.member();
+        MemberStatus {
+            id: *id,
+            name: member.name.clone(),
+            address: member.address.clone(),
+            role: if membership.voter_ids().any(|voter| voter == *id) { Role::Voter } else { Role::Learner },
+            leader: now.current_leader == Some(*id),
+            matched_index: if own { now.last_log_index } else { None },
+            lag_entries: None,
+            reachable: if own { Some(true) } else { group.links.reachable(*id) },
+        }
+    };
+    membership.nodes().map(member).collect()
 }
