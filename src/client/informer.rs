@@ -38,12 +38,20 @@ pub struct Informers(Arc<Shared>);
 struct Shared {
     client: Client,
     stop: CancellationToken,
+    /// Kinds that are read as somebody else.
+    others: HashMap<TypeId, Client>,
     running: Mutex<HashMap<(TypeId, String), Box<dyn Any + Send + Sync>>>,
 }
 
 impl Informers {
     pub fn new(client: Client, stop: CancellationToken) -> Self {
-        Self(Arc::new(Shared { client, stop, running: Mutex::default() }))
+        Self(Arc::new(Shared { client, stop, others: HashMap::new(), running: Mutex::default() }))
+    }
+
+    /// As [`Informers::new`], with another identity for objects of kind `K`.
+    pub fn with_other<K: Kind>(client: Client, other: Client, stop: CancellationToken) -> Self {
+        let others = HashMap::from([(TypeId::of::<K>(), other)]);
+        Self(Arc::new(Shared { client, stop, others, running: Mutex::default() }))
     }
 
     pub fn client(&self) -> Client {
@@ -64,7 +72,8 @@ impl Informers {
             if !field_selector.is_empty() {
                 config = config.fields(field_selector);
             }
-            let api = Api::all(self.0.client.clone());
+            let client = self.0.others.get(&TypeId::of::<K>()).unwrap_or(&self.0.client);
+            let api = Api::all(client.clone());
             tokio::spawn(informer.clone().run(api, config, self.0.stop.clone()));
             Box::new(informer)
         });

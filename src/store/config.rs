@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::{Peer, Timing, WireVersions};
+
 /// What [`crate::Store::open`] needs to know. `Config::new(dir)` is right for a server on a small machine.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -24,6 +26,12 @@ pub struct Config {
     pub free_bytes_min: u64,
     /// The engine's page cache. The store reads from memory, so that this only serves writing.
     pub cache_bytes: u64,
+    /// How the other members are reached, and they reach this one. Without it the member stays alone.
+    pub peer: Option<Peer>,
+    pub timing: Timing,
+    /// For tests of upgrades.
+    #[doc(hidden)]
+    pub wire_versions: WireVersions,
 }
 
 impl Config {
@@ -38,6 +46,9 @@ impl Config {
             txn_bytes_max: 3 << 20,
             free_bytes_min: 16 << 20,
             cache_bytes: 8 << 20,
+            peer: None,
+            timing: Timing::default(),
+            wire_versions: WireVersions::NOW,
         }
     }
 }

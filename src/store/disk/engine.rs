@@ -38,6 +38,8 @@ pub(crate) enum Space {
     Meta = b'm',
     /// By the caller's keys.
     State = b's',
+    /// As `State`. One of the two counts; a snapshot is installed into the other.
+    OtherState = b't',
 }
 
 const CHUNKS: u8 = b'x';

@@ -74,6 +74,11 @@ impl Disk {
         self.shared.written.load(Ordering::Acquire)
     }
 
+    /// Entries after `index` are no longer in the database.
+    pub(crate) fn truncated(&self, index: u64) {
+        self.shared.written.fetch_min(index, Ordering::AcqRel);
+    }
+
     /// Appends to the log up to index `last`.
     pub(crate) fn append(&self, writes: Writes, last: u64, flushed: IOFlushed<Types>) {
         self.send(Job { writes, then: Then::Raft(last, flushed) });
