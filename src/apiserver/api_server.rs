@@ -32,10 +32,6 @@ pub enum StartError {
     Store(#[from] ReadError),
 }
 
-/// A handler of paths that are not the Kubernetes API's, mounted beside it (joining machines, peers of the store). It is
-/// called before authentication and sees the connection's [`crate::authn::Peer`] as a request extension.
-pub type Mount = Arc<dyn Fn(http::Request<Body>) -> futures::future::BoxFuture<'static, Response> + Send + Sync>;
-
 /// A running API server. Cheap to clone.
 #[derive(Clone)]
 pub struct ApiServer(pub(crate) Arc<Inner>);
@@ -46,7 +42,6 @@ pub(crate) struct Inner {
     pub kubelets: Kubelets,
     pub limits: Limits,
     pub openapi: OpenApi,
-    pub mounts: Vec<(String, Mount)>,
     ready: watch::Receiver<bool>,
 }
 
@@ -64,19 +59,6 @@ impl ApiServer {
     /// # Errors
     /// When a key cannot be used or the store not be read; nothing keeps running then.
     pub async fn start(config: Config, store: Store, stop: CancellationToken) -> Result<Self, StartError> {
-        Self::start_with(config, store, Vec::new(), stop).await
-    }
-
-    /// As [`ApiServer::start`], with handlers for path prefixes beside the API.
-    ///
-    /// # Errors
-    /// As [`ApiServer::start`].
-    pub async fn start_with(
-        config: Config,
-        store: Store,
-        mounts: Vec<(String, Mount)>,
-        stop: CancellationToken,
-    ) -> Result<Self, StartError> {
         let mut tokens =
             Tokens::new(config.issuer(), &config.service_account_key_pem).map_err(StartError::ServiceAccountKey)?;
         for pem in &config.service_account_verify_pems {
@@ -108,7 +90,7 @@ impl ApiServer {
         });
         let (is_ready, ready) = watch::channel(false);
         let registry = Registry::new(Arc::clone(&context));
-        let inner = Arc::new(Inner { context, registry, kubelets, limits, openapi: OpenApi::default(), mounts, ready });
+        let inner = Arc::new(Inner { context, registry, kubelets, limits, openapi: OpenApi::default(), ready });
         let server = Self(inner);
         let bootstrap = server.clone();
         server.0.context.tasks.spawn(async move {
@@ -143,6 +125,10 @@ impl ApiServer {
     pub async fn ready(&self) {
         // An error means that the bootstrap task was stopped.
         let _ = self.0.ready.clone().wait_for(|ready| *ready).await;
+    }
+
+    pub fn is_ready(&self) -> bool {
+        *self.0.ready.borrow()
     }
 
     pub fn context(&self) -> &Arc<Context> {

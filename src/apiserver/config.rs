@@ -3,6 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::connect::KubeletDialer;
 
 /// Settings that hold for the life of the process. PEM fields hold file contents, not paths.
 #[derive(Clone, Debug)]
@@ -34,6 +37,8 @@ pub struct Config {
     pub kubelet_ca_pem: Vec<u8>,
     pub kubelet_client_cert_pem: Vec<u8>,
     pub kubelet_client_key_pem: Vec<u8>,
+    /// A way to kubelets that cannot be reached by their address.
+    pub kubelet_dialer: Option<Arc<dyn KubeletDialer>>,
 
     /// Admission plugins to leave out, by name.
     pub disable_admission: Vec<String>,
@@ -72,6 +77,7 @@ impl Default for Config {
             kubelet_ca_pem: Vec::new(),
             kubelet_client_cert_pem: Vec::new(),
             kubelet_client_key_pem: Vec::new(),
+            kubelet_dialer: None,
             disable_admission: Vec::new(),
             mutating_in_flight_max: 200,
             read_only_in_flight_max: 400,

@@ -62,9 +62,6 @@ impl Limits {
 pub(crate) async fn handle(server: &Arc<Inner>, mut request: http::Request<Body>) -> Response {
     let started = Instant::now();
     let path = decode_component(request.uri().path(), false);
-    if let Some((_, mount)) = server.mounts.iter().find(|(prefix, _)| path.starts_with(prefix.as_str())) {
-        return mount(request).await;
-    }
     let mut query = Query::parse(request.uri().query().unwrap_or_default());
     let info = RequestInfo::new(request.method(), &path, &query);
     routes::complete_legacy_watch(&info, &mut query);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use mussel_network::backend::Backend;
 
 pub const DEFAULT_CONFIG: &str = "/etc/mussel/config.yaml";
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/mussel";
@@ -24,6 +25,8 @@ pub const VERSION: &str = mussel_api::version::GIT_VERSION;
 pub enum Command {
     /// Run a server: the control plane and, unless told otherwise, a node
     Server(Box<ServerArgs>),
+    /// Run a node that joins a cluster
+    Agent(Box<AgentArgs>),
     /// Work with the container runtime's images
     Ctr(CtrArgs),
     /// Stop all pods of this machine and undo its network set-up; data stays
@@ -96,11 +99,8 @@ pub enum ImagesCommand {
 
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
-    /// Config file
-    #[arg(short, long, env = "MUSSEL_CONFIG", default_value = DEFAULT_CONFIG, value_name = "FILE")]
-    pub config: PathBuf,
     #[command(flatten)]
-    pub local: LocalArgs,
+    pub node: NodeArgs,
 
     /// Write the admin's kubeconfig to this file
     #[arg(
@@ -117,9 +117,6 @@ pub struct ServerArgs {
     #[arg(help_heading = "Client")]
     pub write_kubeconfig_mode: u32,
 
-    /// Address the API listens on
-    #[arg(long, env = "MUSSEL_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP", help_heading = "Listener")]
-    pub bind_address: IpAddr,
     /// Port the API listens on
     #[arg(
         long,
@@ -157,12 +154,35 @@ pub struct ServerArgs {
     #[arg(help_heading = "Networking")]
     pub cluster_domain: String,
 
-    /// Secret that lets machines join (default: random, kept in <data-dir>/server/token)
-    #[arg(short, long, env = "MUSSEL_TOKEN", hide_env_values = true, value_name = "TOKEN", help_heading = "Cluster")]
-    pub token: Option<String>,
-    /// File that holds the token
-    #[arg(long, env = "MUSSEL_TOKEN_FILE", value_name = "FILE", conflicts_with = "token", help_heading = "Cluster")]
-    pub token_file: Option<PathBuf>,
+    /// How pods of different nodes reach each other: vxlan, host-gw, none
+    #[arg(long, env = "MUSSEL_FLANNEL_BACKEND", default_value = "vxlan", value_name = "BACKEND")]
+    #[arg(help_heading = "Networking")]
+    pub flannel_backend: Backend,
+    /// Pods' packets travel between the nodes' external addresses
+    #[arg(
+        long,
+        env = "MUSSEL_FLANNEL_EXTERNAL_IP",
+        num_args = 0..=1,
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
+    #[arg(help_heading = "Networking")]
+    pub flannel_external_ip: bool,
+
+    /// Join the cluster of this server, such as https://first:6443
+    #[arg(short, long, env = "MUSSEL_URL", value_name = "URL", help_heading = "Cluster")]
+    pub server: Option<String>,
+    /// Accepted for k3s' sake: every cluster is ready for more servers
+    #[arg(long, env = "MUSSEL_CLUSTER_INIT", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    #[arg(help_heading = "Cluster")]
+    pub cluster_init: bool,
+    /// Secret that lets agents join, but not servers (default: the token)
+    #[arg(long, env = "MUSSEL_AGENT_TOKEN", hide_env_values = true, value_name = "TOKEN", help_heading = "Cluster")]
+    pub agent_token: Option<String>,
+    /// File that holds the agents' token
+    #[arg(long, env = "MUSSEL_AGENT_TOKEN_FILE", value_name = "FILE", conflicts_with = "agent_token")]
+    #[arg(help_heading = "Cluster")]
+    pub agent_token_file: Option<PathBuf>,
     /// Leave out bundled parts (coredns, and the file name of any manifest)
     #[arg(long, env = "MUSSEL_DISABLE", value_delimiter = ',', value_name = "PART", help_heading = "Components")]
     pub disable: Vec<String>,
@@ -170,6 +190,52 @@ pub struct ServerArgs {
     #[arg(long, env = "MUSSEL_DISABLE_AGENT", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     #[arg(help_heading = "Components")]
     pub disable_agent: bool,
+    /// Leave the API to other servers
+    #[arg(long, env = "MUSSEL_DISABLE_APISERVER", num_args = 0..=1, default_value_t = false)]
+    #[arg(default_missing_value = "true", help_heading = "Components")]
+    pub disable_apiserver: bool,
+    /// Leave the controllers to other servers
+    #[arg(long, env = "MUSSEL_DISABLE_CONTROLLER_MANAGER", num_args = 0..=1, default_value_t = false)]
+    #[arg(default_missing_value = "true", help_heading = "Components")]
+    pub disable_controller_manager: bool,
+    /// Leave scheduling to other servers
+    #[arg(long, env = "MUSSEL_DISABLE_SCHEDULER", num_args = 0..=1, default_value_t = false)]
+    #[arg(default_missing_value = "true", help_heading = "Components")]
+    pub disable_scheduler: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct AgentArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+
+    /// Any server of the cluster, such as https://first:6443, or a balancer or DNS name before them
+    #[arg(short, long, env = "MUSSEL_URL", value_name = "URL", help_heading = "Cluster")]
+    pub server: String,
+    /// Port on 127.0.0.1 where this machine reaches the API, whichever servers live
+    #[arg(long, env = "MUSSEL_LB_SERVER_PORT", default_value_t = 6444, value_name = "PORT", help_heading = "Cluster")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub lb_server_port: u16,
+}
+
+/// What every node takes, on a server or alone.
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// Config file
+    #[arg(short, long, env = "MUSSEL_CONFIG", default_value = DEFAULT_CONFIG, value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub local: LocalArgs,
+
+    /// Address that the API (on a server) and the kubelet listen on
+    #[arg(long, env = "MUSSEL_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP", help_heading = "Listener")]
+    pub bind_address: IpAddr,
+    /// Secret to join with (on a first server: to be joined with; default: random, kept in <data-dir>/server/token)
+    #[arg(short, long, env = "MUSSEL_TOKEN", hide_env_values = true, value_name = "TOKEN", help_heading = "Cluster")]
+    pub token: Option<String>,
+    /// File that holds the token
+    #[arg(long, env = "MUSSEL_TOKEN_FILE", value_name = "FILE", conflicts_with = "token", help_heading = "Cluster")]
+    pub token_file: Option<PathBuf>,
 
     /// Name of the node (default: the host's name)
     #[arg(long, env = "MUSSEL_NODE_NAME", value_name = "NAME", help_heading = "Node")]
@@ -177,6 +243,12 @@ pub struct ServerArgs {
     /// Address of the node (default: that of the default route's interface)
     #[arg(short = 'i', long, env = "MUSSEL_NODE_IP", value_name = "IP", help_heading = "Node")]
     pub node_ip: Option<IpAddr>,
+    /// Address by which machines outside this one's network reach the node
+    #[arg(long, env = "MUSSEL_NODE_EXTERNAL_IP", value_name = "IP", help_heading = "Node")]
+    pub node_external_ip: Option<IpAddr>,
+    /// Interface that carries pods' packets to other nodes (default: that of the node's address)
+    #[arg(long, env = "MUSSEL_FLANNEL_IFACE", value_name = "INTERFACE", help_heading = "Node")]
+    pub flannel_iface: Option<String>,
     /// Labels the node registers with
     #[arg(long, env = "MUSSEL_NODE_LABEL", value_delimiter = ',', value_parser = label, value_name = "KEY=VALUE")]
     #[arg(help_heading = "Node")]
@@ -195,6 +267,10 @@ pub struct ServerArgs {
     /// resolv.conf that pods and the cluster DNS build on (default: the host's)
     #[arg(long, env = "MUSSEL_RESOLV_CONF", value_name = "FILE", help_heading = "Node")]
     pub resolv_conf: Option<PathBuf>,
+    /// Password that this node's name is tied to
+    #[arg(long, env = "MUSSEL_NODE_PASSWORD_FILE", default_value = "/etc/mussel/node/password", value_name = "FILE")]
+    #[arg(help_heading = "Node")]
+    pub node_password_file: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,7 +342,7 @@ mod tests {
     #[test]
     fn a_later_value_wins_and_lists_add_up() {
         let args = server(&["--node-name=a", "--tls-san=x,y", "--node-name=b", "--tls-san", "z"]).unwrap();
-        assert_eq!(args.node_name.as_deref(), Some("b"));
+        assert_eq!(args.node.node_name.as_deref(), Some("b"));
         assert_eq!(args.tls_san, ["x", "y", "z"]);
     }
 
@@ -285,6 +361,7 @@ mod tests {
             ["--node-taint=a=b:Never"],
             ["--node-label=a b=c"],
             ["--node-ip=here"],
+            ["--flannel-backend=wireguard"],
             ["--https-listen-port=0"],
             ["--write-kubeconfig-mode=9"],
             ["--no-such-flag"],

@@ -1,5 +1,6 @@
 //! The command line: which personality the binary takes, and with what.
 
+mod agent;
 mod args;
 mod check_config;
 mod config_file;
@@ -12,6 +13,7 @@ mod notify;
 mod parts;
 mod pod_network;
 mod preflight;
+mod process;
 mod server;
 
 use std::process::ExitCode;
@@ -51,11 +53,18 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, skipped: &[String]) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Server(args) => {
-            log::start(args.local.debug);
+            log::start(args.node.local.debug);
             for key in skipped {
                 tracing::warn!(key, "config file: no such flag; ignored");
             }
             server::main(*args)?;
+        }
+        Command::Agent(args) => {
+            log::start(args.node.local.debug);
+            for key in skipped {
+                tracing::warn!(key, "config file: no such flag; ignored");
+            }
+            agent::main(*args)?;
         }
         Command::Ctr(args) => ctr::main(&args)?,
         Command::Killall(args) => {

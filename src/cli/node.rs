@@ -11,12 +11,16 @@ use mussel_apiserver::ServingCert;
 use mussel_client::event::EventType;
 use mussel_client::{Informers, Recorder};
 use mussel_cluster::files;
+use mussel_cluster::settings::ClusterSettings;
 use mussel_dns::Dns;
 use mussel_kubelet::{Cri, Kubelet};
+use mussel_network::backend::Backend;
 use mussel_network::cidr::Cidr;
 use mussel_network::host;
+use mussel_network::peers::{self, Peers};
 use mussel_network::pods::PodNetwork;
 use mussel_network::proxy::{self, Proxy};
+use mussel_network::uplink::Uplink;
 use mussel_runtime::images::Images;
 use mussel_runtime::images::folder::{self, Outcome};
 use mussel_runtime::images::registries::Registries;
@@ -25,13 +29,12 @@ use tokio::sync::oneshot;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use super::args::{DEFAULT_DATA_DIR, ServerArgs};
-use super::node_address::mtu_of;
+use super::args::{DEFAULT_DATA_DIR, NodeArgs};
 use super::parts::{Parts, chain};
 use super::pod_network::Adapter;
 
 pub const BRIDGE: &str = "cni0";
-const KUBELET_PORT: u16 = 10250;
+pub const KUBELET_PORT: u16 = 10250;
 const PODS_MAX: u32 = 110;
 /// Archives in the images folder are imported before the first pod starts, but do not hold up the node for longer than this.
 const IMPORT_HEAD_START: Duration = Duration::from_secs(30);
@@ -40,9 +43,8 @@ const PODNET_RETRY: Duration = Duration::from_secs(2);
 pub struct NodeConfig<'a> {
     pub node_name: String,
     pub node_ip: IpAddr,
-    pub cluster_dns: IpAddr,
-    pub serve_dns: bool,
-    pub args: &'a ServerArgs,
+    pub cluster: &'a ClusterSettings,
+    pub args: &'a NodeArgs,
     /// Acts as this node.
     pub client: kube::Client,
     pub informers: Informers,
@@ -64,24 +66,27 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
     prepare_host(&[&folders.agent, &folders.run]).context("prepare mount propagation")?;
     host::tune_kernel();
 
-    let cluster_cidr: Cidr = config.args.cluster_cidr.parse().context("--cluster-cidr")?;
-    let service_cidr: Cidr = config.args.service_cidr.parse().context("--service-cidr")?;
+    let cluster_cidr: Cidr = config.cluster.cluster_cidr.parse().context("--cluster-cidr")?;
+    let service_cidr: Cidr = config.cluster.service_cidr.parse().context("--service-cidr")?;
+    let backend: Backend = config.cluster.flannel_backend.parse().context("--flannel-backend")?;
+    let uplink =
+        Uplink::find(config.args.flannel_iface.as_deref(), config.node_ip).await.context("find the node's uplink")?;
     let pods = PodNetwork::open(mussel_network::pods::Config {
         run_dir: folders.run.join("network"),
         bridge: BRIDGE.to_owned(),
-        mtu: mtu_of(config.node_ip),
+        mtu: backend.pod_mtu(uplink.mtu, uplink.ip),
         cluster_cidr,
     })?;
     let pods = Arc::new(pods);
-    let dns: Vec<IpAddr> = config.serve_dns.then_some(config.cluster_dns).into_iter().collect();
+    let dns: Vec<IpAddr> = config.cluster.serve_dns.then_some(config.cluster.cluster_dns).into_iter().collect();
     host::prepare(pods.iptables(), service_cidr, &dns).await.context("prepare the host's network")?;
 
     let resolv_conf = config.args.resolv_conf.clone().unwrap_or_else(host_resolv_conf);
-    if config.serve_dns {
+    if config.cluster.serve_dns {
         let dns = Dns::bind(mussel_dns::Config {
             addresses: dns.clone(),
             port: 53,
-            domain: config.args.cluster_domain.clone(),
+            domain: config.cluster.cluster_domain.clone(),
             resolv_conf: resolv_conf.clone(),
             informers: config.informers.clone(),
         });
@@ -93,6 +98,19 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
         let (name, kept) = (config.node_name.clone(), folders.agent.join("network/pod-cidr"));
         parts.start_infallible("pod network", |stop| follow_pod_cidr(pods, informers, name, kept, stop));
     }
+    let peers = Peers::new(
+        peers::Config {
+            node_name: config.node_name.clone(),
+            backend,
+            cluster_cidr,
+            uplink,
+            external_ip: config.args.node_external_ip.filter(|_| config.cluster.flannel_external_ip),
+            kept: folders.agent.join("network/peers.json"),
+        },
+        config.informers.of(),
+        config.client.clone(),
+    );
+    parts.start_infallible("other nodes", |stop| peers.run(stop));
     let proxy = Proxy::new(
         proxy::Config {
             node_name: config.node_name.clone(),
@@ -141,7 +159,7 @@ async fn embedded_runtime(
 
     let (imported, is_imported) = oneshot::channel();
     {
-        let recorder = Recorder::new(config.informers.client(), "mussel", &config.node_name);
+        let recorder = Recorder::new(config.client.clone(), "mussel", &config.node_name);
         let (informers, node) = (config.informers.clone(), config.node_name.clone());
         let (images, dir) = (images.clone(), folders.agent.join("images"));
         let report = move |outcome| report_import(&recorder, &informers, &node, outcome);
@@ -260,6 +278,7 @@ async fn start_kubelet(
         provider_id: Some(format!("mussel://{}", config.node_name)),
         node_name: config.node_name,
         node_ips: vec![config.node_ip],
+        external_ips: args.node_external_ip.into_iter().collect(),
         labels: args.node_label.iter().cloned().collect(),
         taints: taints.collect(),
         root_dir: folders.agent.join("kubelet"),
@@ -267,8 +286,8 @@ async fn start_kubelet(
         pod_manifests_dir: folders.agent.join("pod-manifests"),
         run_dir: folders.run.clone(),
         cgroup_root: args.local.cgroup_root.clone(),
-        cluster_dns: vec![config.cluster_dns],
-        cluster_domain: args.cluster_domain.clone(),
+        cluster_dns: vec![config.cluster.cluster_dns],
+        cluster_domain: config.cluster.cluster_domain.clone(),
         resolv_conf,
         pods_max: PODS_MAX,
         client: config.client,

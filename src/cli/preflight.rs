@@ -36,11 +36,12 @@ pub fn writable(dir: &Path) -> anyhow::Result<()> {
     removed.with_context(remedy)
 }
 
-pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// `flag` sets the port.
+pub async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
-            "port {} on {} is taken by another program; stop that, or choose another with --https-listen-port",
+            "port {} on {} is taken by another program; stop that, or choose another with {flag}",
             address.port(),
             address.ip()
         ),

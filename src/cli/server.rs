@@ -1,26 +1,36 @@
 //! A server: the control plane and, unless told otherwise, a node. Starts the parts in order and stops them in reverse.
 
+mod group;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use mussel_apiserver::{ApiServer, ServerTls, ServingCert};
-use mussel_client::{Informers, LeaderGate};
+use arc_swap::ArcSwap;
+use mussel_apiserver::{ApiServer, PeerTls, ServerTls, ServingCert};
+use mussel_client::{ClientIdentity, Informers, LeaderGate};
 use mussel_cluster::addons::{Bundled, Deployer};
+use mussel_cluster::front::Front;
+use mussel_cluster::node_password::{self, OwnName};
 use mussel_cluster::pki::{Leaf, Pki};
+use mussel_cluster::servers::{Record, Servers};
+use mussel_cluster::settings::ClusterSettings;
+use mussel_cluster::supervisor::Supervisor;
+use mussel_cluster::tunnel::Tunnels;
 use mussel_cluster::{kubeconfig, token};
 use mussel_store::Store;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
+
+use group::Entry;
 
 use super::args::ServerArgs;
 use super::node::{self, NodeConfig};
 use super::parts::Parts;
-use super::{node_address, notify, preflight};
+use super::{node_address, notify, preflight, process};
 
 /// Certificates are looked at this often; they are made anew when 120 of their 365 days are left.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
@@ -33,19 +43,7 @@ const DISABLEABLE: [&str; 6] = [COREDNS, "servicelb", "traefik", "local-storage"
 pub fn main(args: ServerArgs) -> anyhow::Result<()> {
     preflight::root()?;
     preflight::clock()?;
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        bail!("another TLS provider is installed already");
-    }
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("mussel")
-        // A small machine: what waits does not need a thread of its own.
-        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4))
-        .max_blocking_threads(32)
-        .thread_keep_alive(Duration::from_secs(2))
-        .build()
-        .context("start the async runtime")?
-        .block_on(run(args))
+    process::block_on(run(args))
 }
 
 /// What the command line leaves open, settled.
@@ -55,14 +53,14 @@ struct Settings {
     node_name: String,
     node_ip: IpAddr,
     advertise: IpAddr,
-    cluster_dns: IpAddr,
+    cluster: ClusterSettings,
     service_cidr: mussel_apiserver::Ipv4Cidr,
 }
 
 impl Settings {
     fn settle(args: ServerArgs) -> anyhow::Result<Self> {
-        let node_name = node_address::node_name(args.node_name.as_deref())?;
-        let node_ip = node_address::node_ip(args.node_ip)?;
+        let node_name = node_address::node_name(args.node.node_name.as_deref())?;
+        let node_ip = node_address::node_ip(args.node.node_ip, args.node.flannel_iface.as_deref())?;
         let service_cidr: mussel_apiserver::Ipv4Cidr = args.service_cidr.parse().context("--service-cidr")?;
         let cluster_dns = match args.cluster_dns {
             Some(ip) => ip,
@@ -78,11 +76,22 @@ impl Settings {
             }
         }
         let advertise = args.advertise_address.unwrap_or(node_ip);
-        Ok(Self { args, node_name, node_ip, advertise, cluster_dns, service_cidr })
+        let ports = args.service_node_port_range;
+        let cluster = ClusterSettings {
+            cluster_cidr: args.cluster_cidr.clone(),
+            service_cidr: args.service_cidr.clone(),
+            cluster_dns,
+            cluster_domain: args.cluster_domain.clone(),
+            service_node_port_range: (ports.first, ports.last),
+            serve_dns: !args.disable.iter().any(|part| part == COREDNS),
+            flannel_backend: args.flannel_backend.as_str().to_owned(),
+            flannel_external_ip: args.flannel_external_ip,
+        };
+        Ok(Self { args, node_name, node_ip, advertise, cluster, service_cidr })
     }
 
     fn server_dir(&self) -> PathBuf {
-        self.args.local.data_dir.join("server")
+        self.args.node.local.data_dir.join("server")
     }
 
     /// The names and addresses under which the API is reached.
@@ -95,8 +104,8 @@ impl Settings {
             .chain([format!("kubernetes.default.svc.{domain}"), self.node_name.clone()])
             .collect();
         let mut ips = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(first), self.node_ip, self.advertise];
-        if !self.args.bind_address.is_unspecified() {
-            ips.push(self.args.bind_address);
+        if !self.args.node.bind_address.is_unspecified() {
+            ips.push(self.args.node.bind_address);
         }
         for san in self.args.tls_san.iter().map(|san| san.trim()).filter(|san| !san.is_empty()) {
             match san.parse::<IpAddr>() {
@@ -109,6 +118,13 @@ impl Settings {
         ips.sort();
         ips.dedup();
         Ok(Leaf::server("serving-kube-apiserver", "kube-apiserver", names, ips))
+    }
+
+    /// The names and addresses of servers. This node's own is guarded by its password.
+    fn reserved(&self) -> anyhow::Result<Leaf> {
+        let mut leaf = self.serving_leaf()?;
+        leaf.dns_names.retain(|name| *name != self.node_name);
+        Ok(leaf)
     }
 
     fn kubelet_leaf(&self) -> Leaf {
@@ -129,57 +145,104 @@ fn apiserver_leaf() -> Leaf {
 async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let settings = Settings::settle(args)?;
     tracing::info!(version = super::args::VERSION, node = settings.node_name, ip = %settings.node_ip, "mussel server");
-    let terminated = terminated()?;
+    let terminated = process::terminated()?;
 
     // First what refuses to start, before anything is written.
-    preflight::writable(&settings.args.local.data_dir)?;
-    let listener =
-        preflight::listen(SocketAddr::new(settings.args.bind_address, settings.args.https_listen_port)).await?;
-    let store = Store::open(mussel_store::Config::new(settings.server_dir().join("db"))).await?;
-
+    preflight::writable(&settings.args.node.local.data_dir)?;
+    let listener = preflight::listen(
+        SocketAddr::new(settings.args.node.bind_address, settings.args.https_listen_port),
+        "--https-listen-port",
+    )
+    .await?;
     let mut parts = Parts::new();
-    let started = start(&settings, store.clone(), listener, &mut parts).await;
+    let mut store = None;
+    tokio::pin!(terminated);
+    let started = tokio::select! {
+        started = start(&settings, listener, &mut parts, &mut store) => started.map(|()| true),
+        () = &mut terminated => Ok(false),
+    };
     let outcome = match started {
-        Ok(()) => tokio::select! {
+        Ok(true) => tokio::select! {
             () = terminated => {
                 tracing::info!("stopping; pods go on running");
                 Ok(())
             }
             ended = parts.first_end() => Err(anyhow::Error::new(ended)),
         },
+        Ok(false) => Ok(()),
         Err(error) => Err(error),
     };
     notify::stopping();
+    if let Some(store) = &store {
+        group::hand_over(store).await;
+    }
     parts.stop().await;
-    store.shutdown().await;
+    if let Some(store) = store {
+        store.shutdown().await;
+    }
     outcome
 }
 
-/// Resolves when the service manager or a person asks us to end.
-fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: &mut Parts) -> anyhow::Result<()> {
+/// Starts all parts. The store is left in `opened`, to be closed after them.
+async fn start(
+    settings: &Settings,
+    listener: TcpListener,
+    parts: &mut Parts,
+    opened: &mut Option<Store>,
+) -> anyhow::Result<()> {
     let args = &settings.args;
     let server_dir = settings.server_dir();
-    let pki = Pki::ensure(&server_dir.join("tls"))?;
-    let given_token = match &args.token_file {
-        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?),
-        None => args.token.clone(),
+    let token = process::secret(args.node.token.as_deref(), args.node.token_file.as_deref())?;
+    let agent_token = process::secret(args.agent_token.as_deref(), args.agent_token_file.as_deref())?;
+    let entry = group::enter(args.server.as_deref(), token.as_deref(), &settings.cluster, &server_dir).await?;
+    let agent_token = match &entry {
+        Entry::Join(bootstrap) => agent_token.or_else(|| bootstrap.agent_token.clone()),
+        Entry::Open => agent_token,
     };
-    token::ensure(&server_dir, pki.server_ca.cert_pem(), given_token.as_deref())?;
+    let pki = Arc::new(Pki::ensure(&server_dir.join("tls"))?);
+    let secrets = token::ensure(&server_dir, pki.server_ca.cert_pem(), token.as_deref(), agent_token.as_deref())?;
+    let secrets = Arc::new(ArcSwap::from_pointee(secrets));
 
     let certificates = Certificates::ensure(&pki, settings)?;
     let (kubelet_client, _) = pki.leaf(&apiserver_leaf())?;
     pki.auth_proxy()?;
+    let tunnels = Tunnels::default();
+    let supervisor = Supervisor::new(mussel_cluster::supervisor::Config {
+        pki: Arc::clone(&pki),
+        settings: settings.cluster.clone(),
+        secrets,
+        tunnels: tunnels.clone(),
+        reserved: settings.reserved()?,
+        server_dir: server_dir.clone(),
+    });
+    // The port first: a group reaches a member that joins only there.
+    let front = Front::new(supervisor, !args.disable_apiserver);
+    let tls = ServerTls::with_peers(
+        certificates.api.clone(),
+        pki.client_ca.cert_pem().as_bytes(),
+        Some(pki.request_header_ca.cert_pem().as_bytes()),
+        Some(PeerTls { certificate: certificates.peer.clone(), ca_pem: pki.peer_ca.cert_pem().as_bytes() }),
+    )?;
+    {
+        let front = Arc::new(front.clone());
+        parts.start_infallible("port", |stop| mussel_apiserver::server::serve(listener, tls, front, stop));
+    }
+    let address = SocketAddr::new(settings.advertise, args.https_listen_port);
+    let identity = certificates.peer_client.clone();
+    let store = group::open(&entry, &server_dir, &settings.node_name, address, &pki, identity).await?;
+    *opened = Some(store.clone());
+    front.attach_store(store.clone());
+    store.joined().await.context("join the group")?;
+    {
+        let store = store.clone();
+        parts.start("membership", |stop| async move {
+            tokio::select! {
+                () = stop.cancelled() => Ok(()),
+                () = store.removed() => Err(RemovedFromGroup),
+            }
+        });
+    }
+
     let config = mussel_apiserver::Config {
         cluster_domain: args.cluster_domain.clone(),
         service_cidr: settings.service_cidr,
@@ -193,20 +256,17 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
         kubelet_ca_pem: pki.server_ca.cert_pem().into(),
         kubelet_client_cert_pem: kubelet_client.cert_pem.into_bytes(),
         kubelet_client_key_pem: kubelet_client.key_pem.into_bytes(),
+        kubelet_dialer: Some(Arc::new(tunnels.clone())),
         ..mussel_apiserver::Config::default()
     };
     let client_ca_pem = config.client_ca_pem.clone();
     let api =
         ApiServer::start(config, store.clone(), CancellationToken::new()).await.context("start the API server")?;
-    let tls = ServerTls::new(
-        certificates.api.clone(),
-        pki.client_ca.cert_pem().as_bytes(),
-        Some(pki.request_header_ca.cert_pem().as_bytes()),
-    )?;
+    front.attach_api(api.clone());
     {
         let api = api.clone();
         parts.start_infallible("api server", |stop| async move {
-            api.serve(listener, tls, stop).await;
+            stop.cancelled().await;
             api.shutdown().await;
         });
     }
@@ -232,6 +292,21 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
     tracing::info!(port = args.https_listen_port, kubeconfig = %args.write_kubeconfig.display(), "API is up");
 
     let gate = LeaderGate::new(store.leader());
+    let servers = Servers {
+        store: store.clone(),
+        client: api.client("system:mussel:servers", &["system:masters"]),
+        nodes: informers.of(),
+        records: informers.of_fields(&Servers::selector()),
+        gate: gate.clone(),
+        name: settings.node_name.clone(),
+        record: Record {
+            address: address.to_string(),
+            api_server: !args.disable_apiserver,
+            controllers: !args.disable_controller_manager && !args.disable_scheduler,
+            version: super::args::VERSION.to_owned(),
+        },
+    };
+    parts.start_infallible("servers", |stop| servers.run(stop));
     let controllers = mussel_controllers::Context {
         informers: informers.clone(),
         config: mussel_controllers::Config {
@@ -241,7 +316,7 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
             root_ca_pem: ca_pem.clone(),
         },
     };
-    {
+    if !args.disable_controller_manager {
         let gate = gate.clone();
         parts.start_infallible("controllers", |stop| mussel_controllers::run(controllers, gate, stop));
     }
@@ -249,7 +324,10 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
         client: api.client("system:kube-scheduler", &["system:authenticated"]),
         informers: informers.clone(),
     };
-    parts.start_infallible("scheduler", |stop| mussel_scheduler::run(scheduler, gate, stop));
+    if !args.disable_scheduler {
+        let gate = gate.clone();
+        parts.start_infallible("scheduler", |stop| mussel_scheduler::run(scheduler, gate, stop));
+    }
 
     let bundled = bundled(settings);
     let disabled: Vec<String> = args.disable.clone();
@@ -262,15 +340,25 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
     )?;
     parts.start_infallible("manifests", |stop| deployer.run(stop));
 
+    {
+        let client = api.client("system:mussel:node-passwords", &["system:masters"]);
+        let (nodes, gate) = (informers.of(), gate.clone());
+        parts.start_infallible("node passwords", |stop| node_password::clean(client, nodes, gate, stop));
+    }
     if !args.disable_agent {
+        let own = OwnName {
+            client: api.client("system:mussel:node-passwords", &["system:masters"]),
+            node: settings.node_name.clone(),
+            password_file: args.node.node_password_file.clone(),
+        };
+        own.claim().await?;
         let (of_node, name) = (informers.clone(), settings.node_name.clone());
         parts.start_infallible("node role", |stop| mussel_cluster::roles::run(of_node, name, stop));
         let node = NodeConfig {
             node_name: settings.node_name.clone(),
             node_ip: settings.node_ip,
-            cluster_dns: settings.cluster_dns,
-            serve_dns: !args.disable.iter().any(|part| part == COREDNS),
-            args,
+            cluster: &settings.cluster,
+            args: &args.node,
             client: api
                 .client(&format!("system:node:{}", settings.node_name), &["system:nodes", "system:authenticated"]),
             informers,
@@ -282,18 +370,32 @@ async fn start(settings: &Settings, store: Store, listener: TcpListener, parts: 
     Ok(())
 }
 
+/// This server was removed while it ran.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this server was removed from the cluster (its node was deleted); to join again, remove <data-dir>/server/db and start \
+    it with --server"
+)]
+struct RemovedFromGroup;
+
 /// The certificates that are shown, replaceable under way.
 #[derive(Clone)]
 struct Certificates {
     api: Arc<ServingCert>,
     kubelet: Arc<ServingCert>,
+    /// To other servers, as their server and as their client.
+    peer: Arc<ServingCert>,
+    peer_client: Arc<ClientIdentity>,
 }
 
 impl Certificates {
     fn ensure(pki: &Pki, settings: &Settings) -> anyhow::Result<Self> {
         let (api, _) = pki.leaf(&settings.serving_leaf()?)?;
         let (kubelet, _) = pki.leaf(&settings.kubelet_leaf())?;
+        let (peer, _) = pki.leaf(&Leaf::peer(&settings.node_name))?;
         Ok(Self {
+            peer: ServingCert::new(peer.cert_pem.as_bytes(), peer.key_pem.as_bytes())?,
+            peer_client: ClientIdentity::new(peer.cert_pem.as_bytes(), peer.key_pem.as_bytes())?,
             api: ServingCert::new(api.cert_pem.as_bytes(), api.key_pem.as_bytes())?,
             kubelet: ServingCert::new(kubelet.cert_pem.as_bytes(), kubelet.key_pem.as_bytes())?,
         })
@@ -306,13 +408,18 @@ impl Certificates {
                 shown.replace(pair.cert_pem.as_bytes(), pair.key_pem.as_bytes())?;
             }
         }
+        let (peer, new) = pki.leaf(&Leaf::peer(&settings.node_name))?;
+        if new {
+            self.peer.replace(peer.cert_pem.as_bytes(), peer.key_pem.as_bytes())?;
+            self.peer_client.replace(peer.cert_pem.as_bytes(), peer.key_pem.as_bytes())?;
+        }
         Ok(())
     }
 }
 
 fn write_kubeconfig(pki: &Pki, settings: &Settings) -> anyhow::Result<()> {
     let (admin, _) = pki.leaf(&admin_leaf())?;
-    let host = match settings.args.bind_address {
+    let host = match settings.args.node.bind_address {
         ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         ip => ip,
     };
@@ -323,7 +430,7 @@ fn write_kubeconfig(pki: &Pki, settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// Renews certificates before they expire, for as long as the server runs.
-async fn renew(pki: Pki, certificates: Certificates, settings: Settings, stop: CancellationToken) {
+async fn renew(pki: Arc<Pki>, certificates: Certificates, settings: Settings, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -338,6 +445,7 @@ async fn renew(pki: Pki, certificates: Certificates, settings: Settings, stop: C
 
 /// The manifests that every cluster starts with.
 fn bundled(settings: &Settings) -> Vec<Bundled> {
-    let dns = include_str!("manifests/coredns.yaml").replace("%CLUSTER_DNS%", &settings.cluster_dns.to_string());
+    let dns =
+        include_str!("manifests/coredns.yaml").replace("%CLUSTER_DNS%", &settings.cluster.cluster_dns.to_string());
     vec![Bundled { name: COREDNS, content: dns }]
 }

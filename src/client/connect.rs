@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -18,8 +19,11 @@ use http::{HeaderValue, Request, Response, Uri};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kube::client::Body;
+use rustls::SignatureScheme;
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::CertifiedKey;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
@@ -92,14 +96,29 @@ pub fn over_tls(url: Uri, tls: Tls) -> Result<kube::Client, ConnectError> {
     }
     let authority = url.authority().cloned().ok_or_else(bad_url)?;
     let prefix = url.path().trim_end_matches('/').to_owned();
-    let connector = Connector { tls: TlsConnector::from(Arc::new(config(&tls)?)) };
+    let connector = Connector { tls: TlsConnector::from(Arc::new(config(&tls)?)), name: None };
+    Ok(client(connector, authority, prefix, tls.token))
+}
+
+/// A client over TLS to `address` (`host:port`), with an identity that can be replaced while it is in use: connections made
+/// later show the new one. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// `Url` when the address is none.
+pub fn over_cluster_tls(address: &str, tls: &ClusterTls) -> Result<kube::Client, ConnectError> {
+    let authority = Authority::try_from(address).map_err(|_| ConnectError::Url { url: address.to_owned() })?;
+    let connector = Connector { tls: TlsConnector::from(tls.config(&[b"h2"])), name: Some(tls.name.clone()) };
+    Ok(client(connector, authority, String::new(), None))
+}
+
+fn client(connector: Connector, authority: Authority, prefix: String, token: Option<TokenSource>) -> kube::Client {
     let hyper = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .http2_keep_alive_interval(PING_EVERY)
         .http2_keep_alive_timeout(PING_TIMEOUT)
         .build::<_, Body>(connector);
-    let token = tls.token.map(Token::new);
+    let token = token.map(Token::new);
     let service = hyper.map_request(move |mut request: Request<Body>| {
         *request.uri_mut() = absolute(request.uri(), &authority, &prefix);
         if let Some(value) = token.as_ref().and_then(Token::header) {
@@ -107,19 +126,106 @@ pub fn over_tls(url: Uri, tls: Tls) -> Result<kube::Client, ConnectError> {
         }
         request
     });
-    Ok(kube::Client::new(service, "default"))
+    kube::Client::new(service, "default")
+}
+
+/// A client certificate that can be replaced while connections are open.
+#[derive(Debug)]
+pub struct ClientIdentity(ArcSwap<CertifiedKey>);
+
+impl ClientIdentity {
+    /// # Errors
+    /// When the PEM texts hold no certificate and key that fit.
+    pub fn new(cert_pem: &[u8], key_pem: &[u8]) -> Result<Arc<Self>, ConnectError> {
+        Ok(Arc::new(Self(ArcSwap::from_pointee(certified(cert_pem, key_pem)?))))
+    }
+
+    /// Connections made from now on show this one. On error the old one stays.
+    ///
+    /// # Errors
+    /// As [`ClientIdentity::new`].
+    pub fn replace(&self, cert_pem: &[u8], key_pem: &[u8]) -> Result<(), ConnectError> {
+        self.0.store(Arc::new(certified(cert_pem, key_pem)?));
+        Ok(())
+    }
+}
+
+impl ResolvesClientCert for ClientIdentity {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn certified(cert_pem: &[u8], key_pem: &[u8]) -> Result<CertifiedKey, ConnectError> {
+    let chain =
+        CertificateDer::pem_slice_iter(cert_pem).collect::<Result<_, _>>().map_err(ConnectError::Certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(ConnectError::Key)?;
+    CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(ConnectError::Identity)
+}
+
+/// TLS towards the servers of one cluster: whichever address is dialled, the other end must have a certificate of the
+/// cluster's CA for one and the same name. (Addresses will not do: nodes have certificates of that CA for 127.0.0.1.)
+#[derive(Clone)]
+pub struct ClusterTls {
+    roots: Arc<rustls::RootCertStore>,
+    identity: Option<Arc<ClientIdentity>>,
+    name: ServerName<'static>,
+}
+
+/// The name that every server's certificate holds, and no node's.
+pub const SERVERS_NAME: &str = "kubernetes";
+
+impl ClusterTls {
+    /// # Errors
+    /// When the CA cannot be used.
+    pub fn new(ca_pem: &[u8], identity: Option<Arc<ClientIdentity>>) -> Result<Self, ConnectError> {
+        let name =
+            ServerName::try_from(SERVERS_NAME).map_err(|_| ConnectError::Url { url: SERVERS_NAME.to_owned() })?;
+        Ok(Self { roots: Arc::new(roots(ca_pem)?), identity, name })
+    }
+
+    fn config(&self, alpn: &[&[u8]]) -> Arc<rustls::ClientConfig> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(rustls::ALL_VERSIONS)
+            // ring has suites for both versions.
+            .unwrap_or_else(|_| rustls::ClientConfig::builder())
+            .with_root_certificates(Arc::clone(&self.roots));
+        let mut config = match &self.identity {
+            Some(identity) => builder.with_client_cert_resolver(Arc::clone(identity) as Arc<dyn ResolvesClientCert>),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        Arc::new(config)
+    }
+
+    /// Speaks TLS on a connection; the protocol is HTTP/1.1.
+    ///
+    /// # Errors
+    /// When the other end is no server of this cluster; the source is a `rustls::Error`.
+    pub async fn wrap(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        TlsConnector::from(self.config(&[b"http/1.1"])).connect(self.name.clone(), stream).await
+    }
+}
+
+fn roots(ca_pem: &[u8]) -> Result<rustls::RootCertStore, ConnectError> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca_pem) {
+        roots.add(certificate.map_err(ConnectError::Authority)?).map_err(ConnectError::Trust)?;
+    }
+    Ok(roots)
 }
 
 fn config(tls: &Tls) -> Result<rustls::ClientConfig, ConnectError> {
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&tls.ca_pem) {
-        roots.add(certificate.map_err(ConnectError::Authority)?).map_err(ConnectError::Trust)?;
-    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(ConnectError::Trust)?
-        .with_root_certificates(roots);
+        .with_root_certificates(roots(&tls.ca_pem)?);
     let mut config = match (&tls.cert_pem, &tls.key_pem) {
         (Some(certificate), Some(key)) => {
             let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>();
@@ -182,6 +288,8 @@ impl Token {
 #[derive(Clone)]
 struct Connector {
     tls: TlsConnector,
+    /// What the certificate must be for, when that is not the URL's host.
+    name: Option<ServerName<'static>>,
 }
 
 impl Service<Uri> for Connector {
@@ -194,19 +302,22 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let tls = self.tls.clone();
+        let (tls, name) = (self.tls.clone(), self.name.clone());
         Box::pin(async move {
-            tokio::time::timeout(CONNECT_TIMEOUT, connect(&tls, &uri))
+            tokio::time::timeout(CONNECT_TIMEOUT, connect(&tls, name, &uri))
                 .await
                 .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("connect to {uri}"))))
         })
     }
 }
 
-async fn connect(tls: &TlsConnector, uri: &Uri) -> io::Result<Stream> {
+async fn connect(tls: &TlsConnector, name: Option<ServerName<'static>>, uri: &Uri) -> io::Result<Stream> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = uri.port_u16().unwrap_or(443);
-    let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+    let name = match name {
+        Some(name) => name,
+        None => ServerName::try_from(host.clone()).map_err(io::Error::other)?,
+    };
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     for address in resolve(&host).await? {
         match TcpStream::connect(SocketAddr::new(address, port)).await {

@@ -3,6 +3,8 @@
 //! Objects are kept once, behind an `Arc`, without `managedFields`. Readers take Arcs; followers get a bounded stream
 //! of changes and are told to look again ([`Change::Resync`]) when they did not keep up.
 
+pub mod kept;
+
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Debug;
@@ -36,12 +38,20 @@ pub struct Informers(Arc<Shared>);
 struct Shared {
     client: Client,
     stop: CancellationToken,
+    /// Kinds that are read as somebody else.
+    others: HashMap<TypeId, Client>,
     running: Mutex<HashMap<(TypeId, String), Box<dyn Any + Send + Sync>>>,
 }
 
 impl Informers {
     pub fn new(client: Client, stop: CancellationToken) -> Self {
-        Self(Arc::new(Shared { client, stop, running: Mutex::default() }))
+        Self(Arc::new(Shared { client, stop, others: HashMap::new(), running: Mutex::default() }))
+    }
+
+    /// As [`Informers::new`], with another identity for objects of kind `K`.
+    pub fn with_other<K: Kind>(client: Client, other: Client, stop: CancellationToken) -> Self {
+        let others = HashMap::from([(TypeId::of::<K>(), other)]);
+        Self(Arc::new(Shared { client, stop, others, running: Mutex::default() }))
     }
 
     pub fn client(&self) -> Client {
@@ -62,7 +72,8 @@ impl Informers {
             if !field_selector.is_empty() {
                 config = config.fields(field_selector);
             }
-            let api = Api::all(self.0.client.clone());
+            let client = self.0.others.get(&TypeId::of::<K>()).unwrap_or(&self.0.client);
+            let api = Api::all(client.clone());
             tokio::spawn(informer.clone().run(api, config, self.0.stop.clone()));
             Box::new(informer)
         });
@@ -276,6 +287,20 @@ impl<K: Kind> Informer<K> {
         informer
     }
 
+    /// Shows these until the first list is there; does nothing after that.
+    fn restore(&self, objects: Vec<K>) {
+        let mut state = lock(&self.0.state);
+        if !self.is_synced() {
+            let mut kept = Objects::new();
+            for object in objects {
+                let (namespace, name) = key(&object);
+                kept.entry(namespace).or_default().insert(name, Arc::new(object));
+            }
+            state.replace(kept);
+            self.0.synced.send_replace(true);
+        }
+    }
+
     async fn run(self, api: Api<K>, config: watcher::Config, stop: CancellationToken) {
         let mut events = std::pin::pin!(watcher(api, config).backoff(Retry(RETRY_FIRST)));
         let mut fresh = Objects::new();
@@ -295,7 +320,9 @@ impl<K: Kind> Informer<K> {
                     fresh.entry(namespace).or_default().insert(name, Arc::new(object));
                 }
                 Some(Ok(Event::InitDone)) => {
-                    lock(&self.0.state).replace(std::mem::take(&mut fresh));
+                    let mut state = lock(&self.0.state);
+                    state.replace(std::mem::take(&mut fresh));
+                    // Under the lock, so that nobody takes a moment between the two for one before the list.
                     self.0.synced.send_replace(true);
                 }
                 Some(Ok(Event::Apply(mut object))) => {

@@ -10,7 +10,9 @@ pub mod informer;
 pub mod leader;
 pub mod queue;
 
-pub use connect::{ConnectError, Tls, TokenSource, in_process, over_tls};
+pub use connect::{
+    ClientIdentity, ClusterTls, ConnectError, Tls, TokenSource, in_process, over_cluster_tls, over_tls, resolve,
+};
 pub use event::{EventType, Recorder, reference};
 pub use informer::{Change, Changes, Informer, Informers};
 pub use leader::LeaderGate;

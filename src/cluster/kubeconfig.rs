@@ -26,6 +26,20 @@ pub fn render(name: &str, server: &str, ca_pem: &str, identity: &CertKey) -> Str
     )
 }
 
+/// A kubeconfig that points at files, for tools on a node. The server behind the address is known by one name, whichever it is.
+pub fn render_files(server: &str, ca: &Path, certificate: &Path, key: &Path) -> String {
+    let (ca, certificate, key) = (ca.display(), certificate.display(), key.display());
+    let name = mussel_client::connect::SERVERS_NAME;
+    format!(
+        "apiVersion: v1\nkind: Config\n\
+        clusters:\n- name: local\n  cluster:\n    certificate-authority: {ca}\n    server: {server}\n    \
+        tls-server-name: {name}\n\
+        contexts:\n- name: Default\n  context:\n    cluster: local\n    user: user\n\
+        current-context: Default\n\
+        users:\n- name: user\n  user:\n    client-certificate: {certificate}\n    client-key: {key}\n"
+    )
+}
+
 /// Writes it where it differs, so that an unchanged file keeps its time.
 pub fn write(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
     use std::os::unix::fs::PermissionsExt;

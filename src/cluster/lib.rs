@@ -1,11 +1,23 @@
-//! What makes machines a cluster: the certificate authorities and what they sign, the token, kubeconfigs, and the
-//! manifests that every cluster starts with.
+//! What makes machines a cluster: the certificate authorities and what they sign, tokens, how agents and servers join, the
+//! agents' balancer and reverse tunnel, kubeconfigs, and the manifests that every cluster starts with.
 //!
-//! Nothing here serves requests; the API server and the kubelet are handed what is made here.
+//! [`front`] stands behind a server's one port. The servers' side of joining is [`supervisor`], the machine's is [`join`];
+//! what they say to each other is in [`protocol`].
 
 pub mod addons;
+pub mod balancer;
+pub mod bootstrap;
 pub mod files;
+pub mod front;
+pub mod join;
 pub mod kubeconfig;
+pub mod node_password;
+pub mod peers;
 pub mod pki;
+pub mod protocol;
 pub mod roles;
+pub mod servers;
+pub mod settings;
+pub mod supervisor;
 pub mod token;
+pub mod tunnel;

@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -21,6 +22,22 @@ const LEAF_LIFETIME: Duration = Duration::days(365);
 const RENEW_BEFORE: Duration = Duration::days(120);
 /// Machines without a clock battery come up in the past; certificates are valid from a little before now.
 const CLOCK_SLACK: Duration = Duration::hours(1);
+
+/// The name in every server's peer certificate.
+pub const PEER_NAME: &str = "mussel-peer";
+
+/// The files in `<data-dir>/server/tls` that all servers of a cluster share.
+pub const SHARED_FILES: [&str; 9] = [
+    "server-ca.crt",
+    "server-ca.key",
+    "client-ca.crt",
+    "client-ca.key",
+    "request-header-ca.crt",
+    "request-header-ca.key",
+    "etcd/peer-ca.crt",
+    "etcd/peer-ca.key",
+    "service.key",
+];
 
 /// A certificate (with its chain) and its private key, both PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +54,8 @@ pub enum PkiError {
     Unreadable { path: PathBuf, source: rcgen::Error },
     #[error("{} exists without {}; put it back or remove both", present.display(), missing.display())]
     HalfPair { present: PathBuf, missing: PathBuf },
+    #[error("the certificate signing request cannot be read or does not hold")]
+    Request(#[source] rcgen::Error),
     #[error("make certificate {name}")]
     Make { name: String, source: rcgen::Error },
 }
@@ -46,6 +65,8 @@ pub enum PkiError {
 pub enum Usage {
     Client,
     Server,
+    /// Both ends of a connection between servers.
+    Peer,
 }
 
 /// What a leaf certificate says.
@@ -71,6 +92,14 @@ impl Leaf {
             organizations: groups.iter().map(|group| (*group).to_owned()).collect(),
             dns_names: Vec::new(),
             ip_addresses: Vec::new(),
+        }
+    }
+
+    /// What a server shows other servers, and they it: all have the one name.
+    pub fn peer(node: &str) -> Self {
+        Self {
+            usage: Usage::Peer,
+            ..Self::server("etcd/peer-server-client", node, vec![PEER_NAME.to_owned()], Vec::new())
         }
     }
 
@@ -110,7 +139,8 @@ impl Authority {
             (None, _) => {
                 let make = |source| PkiError::Make { name: file.to_owned(), source };
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
-                let name = format!("mussel-{file}@{}", now.unix_timestamp());
+                let stem = file.rsplit('/').next().unwrap_or(file);
+                let name = format!("mussel-{stem}@{}", now.unix_timestamp());
                 let cert = ca_params(&name, now).self_signed(&key).map_err(make)?;
                 files::write(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
                 files::write(&cert_path, cert.pem().as_bytes(), 0o644)?;
@@ -130,6 +160,8 @@ pub struct Pki {
     pub server_ca: Authority,
     pub client_ca: Authority,
     pub request_header_ca: Authority,
+    /// Signs what servers show each other.
+    pub peer_ca: Authority,
     /// Signs service account tokens; ECDSA P-256 (ES256), PKCS #8 PEM.
     pub service_account_key_pem: String,
 }
@@ -144,6 +176,7 @@ impl Pki {
             server_ca: Authority::ensure(dir, "server-ca", now)?,
             client_ca: Authority::ensure(dir, "client-ca", now)?,
             request_header_ca: Authority::ensure(dir, "request-header-ca", now)?,
+            peer_ca: Authority::ensure(dir, "etcd/peer-ca", now)?,
             service_account_key_pem: service_account_key(&dir.join("service.key"))?,
         })
     }
@@ -153,8 +186,23 @@ impl Pki {
         let authority = match leaf.usage {
             Usage::Client => &self.client_ca,
             Usage::Server => &self.server_ca,
+            Usage::Peer => &self.peer_ca,
         };
         leaf::ensure(&self.dir, authority, leaf, OffsetDateTime::now_utc())
+    }
+
+    /// Signs what another machine asks for: its key, our words. Returns the certificate and its chain.
+    ///
+    /// # Errors
+    /// `Request` when `csr_der` is no request that holds (its signature proves that the machine has the key).
+    pub fn sign(&self, leaf: &Leaf, csr_der: &[u8]) -> Result<String, PkiError> {
+        let request = CertificateSigningRequestParams::from_der(&csr_der.into()).map_err(PkiError::Request)?;
+        let authority = match leaf.usage {
+            Usage::Client => &self.client_ca,
+            Usage::Server => &self.server_ca,
+            Usage::Peer => &self.peer_ca,
+        };
+        leaf::sign(authority, leaf, &request.public_key, OffsetDateTime::now_utc())
     }
 
     /// The client certificate with which the aggregator speaks to extension API servers.

@@ -1,13 +1,17 @@
-//! The cluster's secret and the forms in which people carry it.
+//! The cluster's secrets and the forms in which people carry them.
 //!
-//! The full form is `K10<CA hash>::server:<secret>`: the hash lets a machine that joins verify the cluster's CA before it
-//! sends anything.
+//! The full form is `K10<CA hash>::<user>:<password>`, or `K10<CA hash>::<id>.<secret>` for a bootstrap token: the hash
+//! lets a machine that joins verify the cluster's CA before it sends anything. The short form is what stands behind `::`,
+//! or the password alone; it trusts whoever answers.
 
 use std::path::Path;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 
 use crate::files::{self, FileError};
+use crate::protocol::{AGENT_USER, SERVER_USER};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
@@ -17,65 +21,233 @@ pub enum TokenError {
     Empty,
     #[error("token has the form K10<CA hash>::<user>:<password>, but its parts do not fit")]
     Malformed,
+    #[error("token must be printable ASCII without spaces, at most {PASSWORD_BYTES_MAX} characters")]
+    Unprintable,
+    #[error("a bootstrap token can join agents, but not be the token of a server")]
+    Bootstrap,
     #[error("token belongs to another cluster: its CA hash is {given}, ours is {ours}")]
     OtherCluster { given: String, ours: String },
     #[error("token differs from the one this cluster was made with; it is in {path}")]
     Changed { path: String },
 }
 
-/// The SHA-256 of the CA bundle as served, in hex.
-pub fn ca_hash(ca_pem: &str) -> String {
-    Sha256::digest(ca_pem.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+const PASSWORD_BYTES_MAX: usize = 1024;
+
+/// What a machine shows to be let in.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// `server` or `node`, and the cluster's secret. The user is `None` in the short form.
+    Password { user: Option<String>, password: String },
+    /// `<id>.<secret>`, made by `mussel token create`.
+    Bootstrap(String),
 }
 
-/// The secret in a token of the full or the short form.
+/// Secrets do not belong into logs.
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Password { user, .. } => write!(f, "Password({user:?}, …)"),
+            Self::Bootstrap(token) => write!(f, "Bootstrap({}.…)", token.split('.').next().unwrap_or_default()),
+        }
+    }
+}
+
+/// A token, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Hex SHA-256 of the cluster's CA; `None` in the short form.
+    pub ca_hash: Option<String>,
+    pub credential: Credential,
+}
+
+impl Token {
+    /// # Errors
+    /// When the text has none of the forms.
+    pub fn parse(text: &str) -> Result<Self, TokenError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(TokenError::Empty);
+        }
+        if text.len() > PASSWORD_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(TokenError::Unprintable);
+        }
+        let Some(rest) = text.strip_prefix("K10") else {
+            let credential = match is_bootstrap(text) {
+                true => Credential::Bootstrap(text.to_owned()),
+                false => Credential::Password { user: None, password: text.to_owned() },
+            };
+            return Ok(Self { ca_hash: None, credential });
+        };
+        let (hash, credentials) = rest.split_once("::").ok_or(TokenError::Malformed)?;
+        if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(TokenError::Malformed);
+        }
+        let credential = match credentials.split_once(':') {
+            Some((user, password)) if !user.is_empty() && !password.is_empty() => {
+                Credential::Password { user: Some(user.to_owned()), password: password.to_owned() }
+            }
+            None if is_bootstrap(credentials) => Credential::Bootstrap(credentials.to_owned()),
+            _ => return Err(TokenError::Malformed),
+        };
+        Ok(Self { ca_hash: Some(hash.to_ascii_lowercase()), credential })
+    }
+
+    /// # Errors
+    /// `OtherCluster` when the token carries the hash of another CA than this bundle's.
+    pub fn check_ca(&self, ca_pem: &str) -> Result<(), TokenError> {
+        let ours = ca_hash(ca_pem);
+        match &self.ca_hash {
+            Some(given) if *given != ours => Err(TokenError::OtherCluster { given: given.clone(), ours }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The cluster's secret.
+    ///
+    /// # Errors
+    /// `Bootstrap` for a bootstrap token, which has none.
+    pub fn password(&self) -> Result<&str, TokenError> {
+        match &self.credential {
+            Credential::Password { password, .. } => Ok(password),
+            Credential::Bootstrap(_) => Err(TokenError::Bootstrap),
+        }
+    }
+}
+
+/// `<6>.<16>`, lower-case letters and digits.
+pub fn is_bootstrap(text: &str) -> bool {
+    let fits = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
+    text.split_once('.').is_some_and(|(id, secret)| fits(id, 6) && fits(secret, 16))
+}
+
+/// The hash by which tokens know a CA: of the served PEM text when that is one certificate, else of the root's DER (the
+/// last one), so that intermediate CAs can be replaced.
+pub fn ca_hash(ca_pem: &str) -> String {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(ca_pem.as_bytes()).filter_map(Result::ok).collect();
+    match certificates.as_slice() {
+        [_, .., root] => hex(&Sha256::digest(root)),
+        _ => hex(&Sha256::digest(ca_pem.as_bytes())),
+    }
+}
+
+/// The full form.
+pub fn full(ca_pem: &str, user: &str, password: &str) -> String {
+    format!("K10{}::{user}:{password}", ca_hash(ca_pem))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The two secrets of a cluster.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secrets {
+    /// Lets servers and agents join.
+    pub server: String,
+    /// Lets agents join; often the same.
+    pub agent: String,
+}
+
+/// What a password opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Server,
+    Agent,
+}
+
+impl Secrets {
+    pub fn access(&self, user: &str, password: &str) -> Option<Access> {
+        match user {
+            SERVER_USER if same(password, &self.server) => Some(Access::Server),
+            // An agent that was given the servers' token in its short form is let in too.
+            AGENT_USER if same(password, &self.agent) || same(password, &self.server) => Some(Access::Agent),
+            _ => None,
+        }
+    }
+}
+
+/// Compares hashes, so that the time taken tells nothing about the secret.
+fn same(a: &str, b: &str) -> bool {
+    Sha256::digest(a.as_bytes()) == Sha256::digest(b.as_bytes())
+}
+
+/// Makes sure that the files in `server_dir` hold the cluster's tokens, and returns what they hold.
+///
+/// A secret is the one given, or the one kept, or (the servers') 16 random bytes, or (the agents') the servers'. Once chosen
+/// the servers' stays.
 ///
 /// # Errors
-/// When a full form is malformed or carries the hash of another CA than `ca_pem`.
-pub fn secret<'a>(token: &'a str, ca_pem: &str) -> Result<&'a str, TokenError> {
-    let token = token.trim();
-    if token.is_empty() {
-        return Err(TokenError::Empty);
-    }
-    let Some(rest) = token.strip_prefix("K10") else { return Ok(token) };
-    let (hash, credentials) = rest.split_once("::").ok_or(TokenError::Malformed)?;
-    let (_user, password) = credentials.split_once(':').ok_or(TokenError::Malformed)?;
-    if hash.len() != 64 || password.is_empty() {
-        return Err(TokenError::Malformed);
-    }
-    let ours = ca_hash(ca_pem);
-    if hash == ours { Ok(password) } else { Err(TokenError::OtherCluster { given: hash.to_owned(), ours }) }
+/// When a given token differs from the kept one or belongs to another CA.
+pub fn ensure(
+    server_dir: &Path,
+    ca_pem: &str,
+    given: Option<&str>,
+    agent_given: Option<&str>,
+) -> Result<Secrets, TokenError> {
+    let path = server_dir.join("token");
+    let kept = files::read(&path)?.as_deref().map(|text| secret(text, ca_pem)).transpose()?;
+    let given = given.map(|given| secret(given, ca_pem)).transpose()?;
+    let server = match (kept, given) {
+        (Some(kept), Some(given)) if kept != given => {
+            return Err(TokenError::Changed { path: path.display().to_string() });
+        }
+        (Some(secret), _) | (None, Some(secret)) => secret,
+        (None, None) => hex(&rand::random::<[u8; 16]>()),
+    };
+    let agent = match agent_given {
+        Some(given) => secret(given, ca_pem)?,
+        None => server.clone(),
+    };
+    write(server_dir, ca_pem, &Secrets { server: server.clone(), agent: agent.clone() })?;
+    Ok(Secrets { server, agent })
 }
 
-/// Makes sure that `<server_dir>/token` holds the cluster's token and returns its full form.
+/// Writes `token`, `node-token` and `agent-token`.
 ///
-/// The secret is `given`, or what the file holds, or 16 random bytes; once chosen it stays.
-pub fn ensure(server_dir: &Path, ca_pem: &str, given: Option<&str>) -> Result<String, TokenError> {
-    let path = server_dir.join("token");
-    let kept = files::read(&path)?;
-    let secret = match (kept.as_deref(), given) {
-        (Some(kept), given) => {
-            let kept = self::secret(kept, ca_pem)?;
-            if given.map(|given| self::secret(given, ca_pem)).transpose()?.is_some_and(|given| given != kept) {
-                return Err(TokenError::Changed { path: path.display().to_string() });
-            }
-            kept.to_owned()
+/// # Errors
+/// When a file cannot be written.
+pub fn write(server_dir: &Path, ca_pem: &str, secrets: &Secrets) -> Result<(), TokenError> {
+    write_changed(&server_dir.join("token"), &full(ca_pem, SERVER_USER, &secrets.server))?;
+    link(&server_dir.join("node-token"));
+    let agent = server_dir.join("agent-token");
+    if secrets.agent == secrets.server {
+        if std::fs::symlink_metadata(&agent).is_ok_and(|meta| !meta.is_symlink()) {
+            // From a time when agents had a token of their own.
+            let _ = std::fs::remove_file(&agent);
         }
-        (None, Some(given)) => self::secret(given, ca_pem)?.to_owned(),
-        (None, None) => rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect(),
-    };
-    let full = format!("K10{}::server:{secret}", ca_hash(ca_pem));
-    if kept.as_deref().map(str::trim) != Some(full.as_str()) {
-        files::write(&path, format!("{full}\n").as_bytes(), 0o600)?;
-    }
-    let link = server_dir.join("node-token");
-    if std::fs::symlink_metadata(&link).is_err() {
-        // Scripts in the field read node-token; without the link only they are affected.
-        if let Err(error) = std::os::unix::fs::symlink("token", &link) {
-            tracing::warn!(%error, path = %link.display(), "link to the token is missing");
+        link(&agent);
+    } else {
+        // Never through the link: that would overwrite the servers' token.
+        if std::fs::symlink_metadata(&agent).is_ok_and(|meta| meta.is_symlink()) {
+            let _ = std::fs::remove_file(&agent);
         }
+        write_changed(&agent, &full(ca_pem, AGENT_USER, &secrets.agent))?;
     }
-    Ok(full)
+    Ok(())
+}
+
+fn secret(text: &str, ca_pem: &str) -> Result<String, TokenError> {
+    let token = Token::parse(text)?;
+    token.check_ca(ca_pem)?;
+    token.password().map(str::to_owned)
+}
+
+fn write_changed(path: &Path, token: &str) -> Result<(), FileError> {
+    if files::read(path)?.as_deref().map(str::trim) == Some(token) {
+        return Ok(());
+    }
+    files::write(path, format!("{token}\n").as_bytes(), 0o600)
+}
+
+/// Scripts in the field read these names; without the link only they are affected.
+fn link(path: &Path) {
+    if std::fs::symlink_metadata(path).is_err()
+        && let Err(error) = std::os::unix::fs::symlink("token", path)
+    {
+        tracing::warn!(%error, path = %path.display(), "link to the token is missing");
+    }
 }
 
 #[cfg(test)]
@@ -85,20 +257,54 @@ mod tests {
     #[test]
     fn a_token_is_made_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let first = ensure(dir.path(), "ca", None).unwrap();
-        assert!(first.starts_with("K10") && first.contains("::server:"), "{first}");
-        assert_eq!(ensure(dir.path(), "ca", None).unwrap(), first);
-        assert_eq!(ensure(dir.path(), "ca", Some(&first)).unwrap(), first);
-        assert!(matches!(ensure(dir.path(), "ca", Some("other")), Err(TokenError::Changed { .. })));
-        assert!(matches!(ensure(dir.path(), "another ca", None), Err(TokenError::OtherCluster { .. })));
+        let first = ensure(dir.path(), "ca", None, None).unwrap();
+        assert_eq!(first.server, first.agent);
+        let file = std::fs::read_to_string(dir.path().join("token")).unwrap();
+        assert_eq!(file.trim(), full("ca", "server", &first.server));
+        for name in ["node-token", "agent-token"] {
+            assert_eq!(std::fs::read_to_string(dir.path().join(name)).unwrap(), file);
+        }
+        assert!(ensure(dir.path(), "ca", None, None).unwrap() == first);
+        assert!(ensure(dir.path(), "ca", Some(&file), None).unwrap() == first);
+        assert!(matches!(ensure(dir.path(), "ca", Some("other"), None), Err(TokenError::Changed { .. })));
+        assert!(matches!(ensure(dir.path(), "another ca", None, None), Err(TokenError::OtherCluster { .. })));
+    }
+
+    #[test]
+    fn agents_can_have_a_token_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = ensure(dir.path(), "ca", Some("s3cret"), None).unwrap();
+        let own = ensure(dir.path(), "ca", None, Some("weaker")).unwrap();
+        assert_eq!((own.server.as_str(), own.agent.as_str()), ("s3cret", "weaker"));
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(read("agent-token").trim(), full("ca", "node", "weaker"));
+        assert_eq!(read("token").trim(), full("ca", "server", "s3cret"));
+        assert_eq!(own.access("node", "weaker"), Some(Access::Agent));
+        assert_eq!(own.access("node", "s3cret"), Some(Access::Agent));
+        assert_eq!(own.access("server", "s3cret"), Some(Access::Server));
+        assert_eq!(own.access("server", "weaker"), None);
+        assert_eq!(shared.access("root", "s3cret"), None);
+        ensure(dir.path(), "ca", None, None).unwrap();
+        assert_eq!(read("agent-token"), read("token"));
     }
 
     #[test]
     fn forms_of_a_token() {
-        let full = format!("K10{}::server:s3cret", ca_hash("ca"));
-        assert_eq!(secret(&full, "ca").unwrap(), "s3cret");
-        assert_eq!(secret("s3cret", "ca").unwrap(), "s3cret");
-        assert!(matches!(secret("K10abc::server:x", "ca"), Err(TokenError::Malformed)));
-        assert!(matches!(secret(" ", "ca"), Err(TokenError::Empty)));
+        let hash = ca_hash("ca");
+        let parse = |text: &str| Token::parse(text);
+        let password =
+            |user: Option<&str>| Credential::Password { user: user.map(str::to_owned), password: "s3cret".to_owned() };
+        let full = parse(&format!("K10{hash}::server:s3cret")).unwrap();
+        assert_eq!(full, Token { ca_hash: Some(hash.clone()), credential: password(Some("server")) });
+        assert!(full.check_ca("ca").is_ok() && full.check_ca("other").is_err());
+        assert_eq!(parse("s3cret\n").unwrap(), Token { ca_hash: None, credential: password(None) });
+        let bootstrap = Credential::Bootstrap("abcdef.0123456789abcdef".to_owned());
+        assert_eq!(parse("abcdef.0123456789abcdef").unwrap().credential, bootstrap);
+        let full = parse(&format!("K10{hash}::abcdef.0123456789abcdef")).unwrap();
+        assert_eq!(full, Token { ca_hash: Some(hash), credential: bootstrap });
+        assert!(!format!("{full:?}").contains("0123456789abcdef\""), "secrets are not printed");
+        assert!(matches!(parse("K10abc::server:x"), Err(TokenError::Malformed)));
+        assert!(matches!(parse(" "), Err(TokenError::Empty)));
+        assert!(matches!(parse("a b"), Err(TokenError::Unprintable)));
     }
 }

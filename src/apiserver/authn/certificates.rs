@@ -54,7 +54,11 @@ impl ClientCas {
     }
 }
 
-fn verifier(what: &'static str, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
+/// Verifies chains up to these CAs.
+///
+/// # Errors
+/// When the PEM text holds none, or one that cannot be read.
+pub fn verifier(what: &'static str, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
     let fail = |why: String| CaError::Unreadable { what, why };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
@@ -67,6 +71,11 @@ fn verifier(what: &'static str, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     builder.build().map_err(|error| fail(error.to_string()))
+}
+
+/// Whether the chain is valid now and ends at the CA.
+pub fn is_signed_by(ca: &Arc<dyn ClientCertVerifier>, chain: &[CertificateDer<'_>]) -> bool {
+    chain.split_first().is_some_and(|(leaf, rest)| ca.verify_client_cert(leaf, rest, UnixTime::now()).is_ok())
 }
 
 /// Common name and organizations, as user and groups. `None` without a common name.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -22,12 +23,20 @@ pub enum DialError {
     Timeout(SocketAddr),
 }
 
+/// Another way to a node's kubelet than its address: a connection that the node opened.
+pub trait KubeletDialer: std::fmt::Debug + Send + Sync + 'static {
+    /// A stream to the port on the node itself; `None` when there is no such way to the node, and its address must do.
+    fn dial(&self, node: &str, port: u16) -> Option<BoxFuture<'static, std::io::Result<Box<dyn Stream>>>>;
+}
+
 /// Where to, and how.
 #[derive(Clone)]
 pub struct Backend {
     pub address: SocketAddr,
     /// TLS, when it is spoken there.
     pub tls: Option<Arc<ClientConfig>>,
+    /// The node whose kubelet this is, and the other way to it.
+    pub through: Option<(String, Arc<dyn KubeletDialer>)>,
 }
 
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -37,10 +46,17 @@ impl Backend {
     pub async fn dial(&self) -> Result<Box<dyn Stream>, DialError> {
         let address = self.address;
         let connect = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            let tunnel = self.through.as_ref().and_then(|(node, dialer)| dialer.dial(node, address.port()));
+            let stream: Box<dyn Stream> = match tunnel {
+                Some(stream) => stream.await?,
+                None => {
+                    let stream = TcpStream::connect(address).await?;
+                    stream.set_nodelay(true)?;
+                    Box::new(stream)
+                }
+            };
             Ok::<Box<dyn Stream>, std::io::Error>(match &self.tls {
-                None => Box::new(stream),
+                None => stream,
                 Some(config) => {
                     let name = ServerName::IpAddress(address.ip().into());
                     Box::new(TlsConnector::from(Arc::clone(config)).connect(name, stream).await?)

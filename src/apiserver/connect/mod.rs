@@ -20,6 +20,7 @@ use crate::authz::Attributes;
 use crate::handler::{Body, Query, RequestInfo, Response, UserInfo};
 use crate::status::Status;
 
+pub use backend::{KubeletDialer, Stream};
 pub use node::{CredentialsError, Kubelets};
 
 /// Whether a request is this module's.

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
-use super::backend::{AnyServer, Backend, NodeCertificate};
+use super::backend::{AnyServer, Backend, KubeletDialer, NodeCertificate};
 use super::read;
 use crate::config::Config;
 use crate::status::Status;
@@ -34,6 +34,7 @@ pub struct Kubelets {
     verifier: Option<Arc<WebPkiServerVerifier>>,
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     any_server: Arc<ClientConfig>,
+    dialer: Option<Arc<dyn KubeletDialer>>,
 }
 
 impl Kubelets {
@@ -61,7 +62,13 @@ impl Kubelets {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyServer(Arc::clone(&provider))))
             .with_no_client_auth();
-        let kubelets = Self { provider, verifier, identity, any_server: Arc::new(any_server) };
+        let kubelets = Self {
+            provider,
+            verifier,
+            identity,
+            any_server: Arc::new(any_server),
+            dialer: config.kubelet_dialer.clone(),
+        };
         // Found out now rather than at the first exec.
         if kubelets.verifier.is_some() {
             kubelets.tls("node")?;
@@ -99,7 +106,8 @@ impl Kubelets {
         })?;
         let tls = self.tls(node).map_err(Status::internal)?;
         let tls = tls.ok_or_else(|| Status::internal("this server has no credentials for kubelets"))?;
-        Ok(Backend { address: SocketAddr::new(address, kubelet_port(&object)), tls: Some(tls) })
+        let through = self.dialer.clone().map(|dialer| (node.to_owned(), dialer));
+        Ok(Backend { address: SocketAddr::new(address, kubelet_port(&object)), tls: Some(tls), through })
     }
 }
 

@@ -110,7 +110,7 @@ fn backend(connect: &Connect<'_>, ip: IpAddr, port: u16, scheme: &str) -> Result
         return Err(Status::bad_request("address not allowed"));
     }
     let tls = (scheme == "https").then(|| connect.server.kubelets.unverified());
-    Ok(Backend { address: SocketAddr::new(ip, port), tls })
+    Ok(Backend { address: SocketAddr::new(ip, port), tls, through: None })
 }
 
 fn pod(connect: &Connect<'_>, snapshot: &Snapshot) -> Result<Backend, Status> {

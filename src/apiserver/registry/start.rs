@@ -101,7 +101,7 @@ async fn kubernetes_service(context: &Arc<Context>) -> Result<(), Status> {
     settle(context.store.commit(txn).await)
 }
 
-/// Where the Service leads: this server. With several servers, each adds itself and the others stay.
+/// Where the Service leads, to begin with: this server. Which servers there are later is not known here.
 async fn endpoints(context: &Arc<Context>) -> Result<(), Status> {
     let address = context.config.advertise_address.to_string();
     let port = context.config.secure_port;
@@ -116,8 +116,8 @@ async fn endpoints(context: &Arc<Context>) -> Result<(), Status> {
         "addressType": family,
         "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
-    replace_content(context, "endpoints", endpoints, &["subsets"]).await?;
-    replace_content(context, "endpointslices.discovery.k8s.io", slice, &["addressType", "endpoints", "ports"]).await
+    ensure(context, "endpoints", endpoints).await?;
+    ensure(context, "endpointslices.discovery.k8s.io", slice).await
 }
 
 fn stamp(object: &mut Value) {
@@ -140,35 +140,6 @@ async fn create(context: &Arc<Context>, key: Bytes, object: &Value) -> Result<()
     let txn = Txn {
         preconditions: vec![Precondition::Absent(key.clone())],
         puts: vec![(key, object::encode(object))],
-        deletes: Vec::new(),
-    };
-    settle(context.store.commit(txn).await)
-}
-
-/// Creates the object, or gives an existing one these fields.
-async fn replace_content(
-    context: &Arc<Context>,
-    resource: &str,
-    mut object: Value,
-    fields: &[&str],
-) -> Result<(), Status> {
-    let key = key::object(resource, object.namespace(), object.name());
-    let snapshot = context.store.snapshot(Freshness::Linearizable).await?;
-    let Some(versioned) = snapshot.get(&key) else {
-        stamp(&mut object);
-        return create(context, key, &object).await;
-    };
-    let mut new: Value = serde_json::from_slice(&versioned.value).map_err(Status::internal)?;
-    let old = new.clone();
-    for field in fields {
-        new[*field] = object[*field].clone();
-    }
-    if new == old {
-        return Ok(());
-    }
-    let txn = Txn {
-        preconditions: vec![Precondition::At(key.clone(), versioned.revision)],
-        puts: vec![(key, object::encode(&new))],
         deletes: Vec::new(),
     };
     settle(context.store.commit(txn).await)

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use rcgen::{
-    CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType,
 };
 use time::OffsetDateTime;
 use x509_parser::extensions::GeneralName;
@@ -33,12 +34,23 @@ pub fn ensure(
         Some(pem) => KeyPair::from_pem(&pem).map_err(make)?,
         None => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?,
     };
-    let cert = params(leaf, now).map_err(make)?.signed_by(&key, &authority.issuer).map_err(make)?;
-    // The chain goes along, as people expect of a file that a server presents.
-    let made = CertKey { cert_pem: format!("{}{}", cert.pem(), authority.cert_pem), key_pem: key.serialize_pem() };
+    let made = CertKey { cert_pem: sign(authority, leaf, &key, now)?, key_pem: key.serialize_pem() };
     files::write(&key_path, made.key_pem.as_bytes(), 0o600)?;
     files::write(&cert_path, made.cert_pem.as_bytes(), 0o644)?;
     Ok((made, true))
+}
+
+/// A certificate that says what `leaf` says, for the holder of the key, and the chain of its CA behind it, as people expect
+/// of a file that a server presents.
+pub fn sign(
+    authority: &Authority,
+    leaf: &Leaf,
+    key: &impl PublicKeyData,
+    now: OffsetDateTime,
+) -> Result<String, PkiError> {
+    let make = |source| PkiError::Make { name: leaf.file.to_owned(), source };
+    let cert = params(leaf, now).map_err(make)?.signed_by(key, &authority.issuer).map_err(make)?;
+    Ok(format!("{}{}", cert.pem(), authority.cert_pem))
 }
 
 fn params(leaf: &Leaf, now: OffsetDateTime) -> Result<CertificateParams, rcgen::Error> {
@@ -53,10 +65,11 @@ fn params(leaf: &Leaf, now: OffsetDateTime) -> Result<CertificateParams, rcgen::
     }
     params.subject_alt_names.extend(leaf.ip_addresses.iter().map(|ip| SanType::IpAddress(*ip)));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    params.extended_key_usages = vec![match leaf.usage {
-        Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
-        Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
-    }];
+    params.extended_key_usages = match leaf.usage {
+        Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Usage::Peer => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+    };
     params.use_authority_key_identifier_extension = true;
     params.not_before = now - CLOCK_SLACK;
     params.not_after = now + LEAF_LIFETIME;
@@ -115,7 +128,7 @@ fn alternative_names(cert: &X509Certificate<'_>) -> (BTreeSet<String>, BTreeSet<
     (dns_names, ip_addresses)
 }
 
-fn first_der(pem: &str) -> Option<Vec<u8>> {
+pub(super) fn first_der(pem: &str) -> Option<Vec<u8>> {
     let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
     Some(block.contents)
 }

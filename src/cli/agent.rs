@@ -1,0 +1,251 @@
+//! An agent: a node that joins a cluster. With what it kept from before it starts at once, server or not, and is brought up
+//! to date when one can be reached.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use mussel_apiserver::ServingCert;
+use mussel_client::informer::kept::keep;
+use mussel_client::{ClientIdentity, ClusterTls, Informers, over_cluster_tls};
+use mussel_cluster::balancer::{self, Balancer};
+use mussel_cluster::join::{AgentJoin, Identity, Reasons};
+use mussel_cluster::protocol::Certificate;
+use mussel_cluster::token::Token;
+use mussel_cluster::tunnel::TunnelClient;
+use mussel_cluster::{files, kubeconfig};
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+
+use super::args::{AgentArgs, NodeArgs};
+use super::node::{self, KUBELET_PORT, NodeConfig};
+use super::parts::{Parts, chain};
+use super::{node_address, notify, preflight, process};
+
+const JOIN_RETRY: Duration = Duration::from_secs(2);
+/// Certificates live a year and are asked for anew this often, and at each start.
+const RENEW_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+pub fn main(args: AgentArgs) -> anyhow::Result<()> {
+    preflight::root()?;
+    preflight::clock()?;
+    process::block_on(run(args))
+}
+
+async fn run(args: AgentArgs) -> anyhow::Result<()> {
+    let node_name = node_address::node_name(args.node.node_name.as_deref())?;
+    let node_ip = node_address::node_ip(args.node.node_ip, args.node.flannel_iface.as_deref())?;
+    let server = balancer::server_address(&args.server).context("--server")?;
+    let token = token(&args.node)?;
+    tracing::info!(version = super::args::VERSION, node = node_name, ip = %node_ip, server, "mussel agent");
+    let terminated = process::terminated()?;
+
+    // First what refuses to start, before anything is written.
+    preflight::writable(&args.node.local.data_dir)?;
+    let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.lb_server_port);
+    let listener = preflight::listen(local, "--lb-server-port").await?;
+
+    let dir = args.node.local.data_dir.join("agent");
+    let balancer = Balancer::open(server.clone(), &dir.join("etc/mussel-agent-load-balancer.json"));
+    let join = AgentJoin {
+        server,
+        local,
+        balancer: balancer.clone(),
+        token,
+        node_name,
+        node_ips: vec![node_ip],
+        password_file: args.node.node_password_file.clone(),
+        dir,
+    };
+    let mut parts = Parts::new();
+    parts.start_infallible("balancer", |stop| balancer.run(listener, stop));
+    tokio::pin!(terminated);
+    let started = tokio::select! {
+        started = start(&args, join, &mut parts) => started.map(|()| true),
+        () = &mut terminated => Ok(false),
+    };
+    let outcome = match started {
+        Ok(true) => tokio::select! {
+            () = terminated => {
+                tracing::info!("stopping; pods go on running");
+                Ok(())
+            }
+            ended = parts.first_end() => Err(anyhow::Error::new(ended)),
+        },
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
+    notify::stopping();
+    parts.stop().await;
+    outcome
+}
+
+fn token(args: &NodeArgs) -> anyhow::Result<Option<Token>> {
+    let text = process::secret(args.token.as_deref(), args.token_file.as_deref())?;
+    text.map(|text| Token::parse(&text).context("--token")).transpose()
+}
+
+async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::Result<()> {
+    // A node that has been part of the cluster needs nobody's leave to run its pods.
+    let (identity, is_new) = match Identity::load(&join.dir)? {
+        Some(identity) => (identity, false),
+        None => (joined(&join).await, true),
+    };
+    let shown = Shown::new(&identity)?;
+    let local = join.local.to_string();
+    let ca = identity.server_ca_pem.as_bytes();
+    let kubelet_tls = ClusterTls::new(ca, Some(Arc::clone(&shown.kubelet)))?;
+    let proxy_tls = ClusterTls::new(ca, Some(Arc::clone(&shown.proxy)))?;
+    let client = over_cluster_tls(&local, &kubelet_tls)?;
+    write_kubeconfigs(&join)?;
+
+    // Services, endpoints and nodes are read as the proxy, pods as the node they are on.
+    let informers_stop = CancellationToken::new();
+    let informers =
+        Informers::with_other::<Pod>(over_cluster_tls(&local, &proxy_tls)?, client.clone(), informers_stop.clone());
+    parts.start_infallible("informers", |stop| async move {
+        stop.cancelled().await;
+        informers_stop.cancel();
+    });
+    {
+        let (balancer, slices) = (join.balancer.clone(), informers.of::<EndpointSlice>());
+        parts.start_infallible("server list", |stop| balancer.follow(slices, stop));
+    }
+    keep_services(&informers, &join.dir, parts);
+    let kubelet = match args.node.bind_address {
+        ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        ip => ip,
+    };
+    let tunnels = TunnelClient {
+        balancer: join.balancer.clone(),
+        tls: kubelet_tls,
+        kubelet: SocketAddr::new(kubelet, KUBELET_PORT),
+    };
+    parts.start_infallible("tunnels", |stop| tunnels.run(stop));
+
+    let node = NodeConfig {
+        node_name: join.node_name.clone(),
+        node_ip: join.node_ips[0],
+        cluster: &identity.settings,
+        args: &args.node,
+        client,
+        informers,
+        kubelet_certificate: Arc::clone(&shown.serving),
+        client_ca_pem: identity.client_ca_pem.clone().into_bytes(),
+    };
+    node::start(node, parts).await?;
+    notify::ready();
+    parts.start_infallible("certificates", |stop| renew(join, identity, shown, is_new, stop));
+    Ok(())
+}
+
+/// For a start while no server answers: Services and their names go on as they were.
+fn keep_services(informers: &Informers, dir: &Path, parts: &mut Parts) {
+    let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
+    let kept = dir.join("network");
+    let file = kept.join("services.json");
+    parts.start_infallible("services on disk", |stop| keep(services, file, stop));
+    let file = kept.join("endpointslices.json");
+    parts.start_infallible("endpoints on disk", |stop| keep(slices, file, stop));
+}
+
+/// Tries until the cluster takes this machine.
+async fn joined(join: &AgentJoin) -> Identity {
+    let mut reasons = Reasons::default();
+    loop {
+        match join.attempt().await {
+            Ok(joined) => {
+                tracing::info!(server = join.server, "joined the cluster");
+                return joined.identity;
+            }
+            Err(error) => reasons.tell(&chain(&error)),
+        }
+        time::sleep(JOIN_RETRY).await;
+    }
+}
+
+/// The certificates in use, replaceable under way.
+struct Shown {
+    serving: Arc<ServingCert>,
+    kubelet: Arc<ClientIdentity>,
+    proxy: Arc<ClientIdentity>,
+}
+
+impl Shown {
+    fn new(identity: &Identity) -> anyhow::Result<Self> {
+        let (serving, client, proxy) = (&identity.serving_kubelet, &identity.client_kubelet, &identity.client_proxy);
+        Ok(Self {
+            serving: ServingCert::new(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())?,
+            kubelet: ClientIdentity::new(client.cert_pem.as_bytes(), client.key_pem.as_bytes())?,
+            proxy: ClientIdentity::new(proxy.cert_pem.as_bytes(), proxy.key_pem.as_bytes())?,
+        })
+    }
+
+    fn replace(&self, identity: &Identity) -> anyhow::Result<()> {
+        let (serving, client, proxy) = (&identity.serving_kubelet, &identity.client_kubelet, &identity.client_proxy);
+        self.serving.replace(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())?;
+        self.kubelet.replace(client.cert_pem.as_bytes(), client.key_pem.as_bytes())?;
+        self.proxy.replace(proxy.cert_pem.as_bytes(), proxy.key_pem.as_bytes())?;
+        Ok(())
+    }
+}
+
+/// Asks for new certificates: now, unless they are new, then every [`RENEW_EVERY`].
+async fn renew(join: AgentJoin, identity: Identity, shown: Shown, is_new: bool, stop: CancellationToken) {
+    let mut wait = if is_new { RENEW_EVERY } else { Duration::ZERO };
+    let mut reasons = Reasons::default();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = time::sleep(wait) => {}
+        }
+        let attempt = tokio::select! {
+            () = stop.cancelled() => return,
+            attempt = join.attempt() => attempt,
+        };
+        wait = match attempt {
+            Ok(joined) => {
+                tracing::info!("certificates of this node are renewed");
+                if let Err(error) = shown.replace(&joined.identity).and_then(|()| write_kubeconfigs(&join)) {
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "new certificates are not used before the next start"
+                    );
+                }
+                if joined.identity.settings != identity.settings
+                    || joined.identity.server_ca_pem != identity.server_ca_pem
+                    || joined.identity.client_ca_pem != identity.client_ca_pem
+                {
+                    tracing::warn!("the cluster's settings or CAs changed; restart this agent to use them");
+                }
+                RENEW_EVERY
+            }
+            Err(error) => {
+                reasons.tell(&chain(&error));
+                JOIN_RETRY
+            }
+        };
+    }
+}
+
+/// For tools on this machine, as k3s has them.
+fn write_kubeconfigs(join: &AgentJoin) -> anyhow::Result<()> {
+    let file = |name: String| -> PathBuf { join.dir.join(name) };
+    for (name, certificate) in
+        [("kubelet.kubeconfig", Certificate::ClientKubelet), ("kubeproxy.kubeconfig", Certificate::ClientProxy)]
+    {
+        let text = kubeconfig::render_files(
+            &format!("https://{}", join.local),
+            &file("server-ca.crt".to_owned()),
+            &file(format!("{}.crt", certificate.file())),
+            &file(format!("{}.key", certificate.file())),
+        );
+        kubeconfig::write(&file(name.to_owned()), &text, 0o600)?;
+    }
+    files::create_dir(&join.dir, 0o755)?;
+    Ok(())
+}
