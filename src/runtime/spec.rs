@@ -367,6 +367,7 @@ mod tests {
             oom_score_adj_min: -10,
             seccomp: true,
             apparmor: false,
+            device_filter: true,
         };
         let user = User { uid: 5, gid: 6, groups: vec![6, 7], home: "/home/u".into() };
         let mounts = [BindMount {
