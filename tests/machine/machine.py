@@ -18,6 +18,8 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
+# Slow machines may stretch all deadlines, as in tests/lab.py.
+PATIENCE = float(os.environ.get("MUSSEL_TEST_PATIENCE", "1"))
 WRITES = 400
 CUT_AFTER = 60
 
@@ -95,11 +97,11 @@ class Machine:
              "-chardev", f"socket,id=agent,path={path}", "-device", "virtserialport,chardev=agent,name=test-agent"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         os.set_blocking(self.process.stdout.fileno(), False)
-        listener.settimeout(20)
+        listener.settimeout(20 * PATIENCE)
         self.port, _ = listener.accept()
         listener.close()
         self.answers = b""
-        self._answer("ready", time.monotonic() + timeout)
+        self._answer("ready", time.monotonic() + timeout * PATIENCE)
 
     def cut_power(self):
         self.process.kill()
@@ -136,7 +138,7 @@ class Machine:
         self.sent += 1
         script = f"export KUBECONFIG=/etc/mussel/mussel.yaml PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n{script}\n"
         self.port.sendall(f"{self.sent} {base64.b64encode(script.encode()).decode()}\n".encode())
-        code, output = self._answer(str(self.sent), time.monotonic() + timeout)
+        code, output = self._answer(str(self.sent), time.monotonic() + timeout * PATIENCE)
         if check and code != 0:
             raise Failed(f"{script}\nended with {code}:\n{output}")
         return output.strip()
@@ -144,14 +146,14 @@ class Machine:
     def until(self, script, what, timeout=120):
         """Repeats a script inside the machine until it succeeds."""
         try:
-            return self.sh(f"end=$(($(cut -d. -f1 /proc/uptime) + {timeout})); until output=$({{ {script}\n}} 2>&1); do "
+            return self.sh(f"end=$(($(cut -d. -f1 /proc/uptime) + {int(timeout * PATIENCE)})); until output=$({{ {script}\n}} 2>&1); do "
                            f"[ $(cut -d. -f1 /proc/uptime) -lt $end ] || {{ echo \"$output\"; exit 1; }}; sleep 0.5; done; "
                            "printf %s \"$output\"", timeout + 90)
         except Failed as error:
             raise Failed(f"not in time: {what}\n{error}") from None
 
     def console_until(self, test, timeout):
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * PATIENCE
         while not test(self.console):
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise Failed(f"the console ends with\n{self.console[-2000:]}")
