@@ -1,5 +1,6 @@
 //! The command line: which personality the binary takes, and with what.
 
+mod admin;
 mod args;
 mod check_config;
 mod config_file;
@@ -12,7 +13,10 @@ mod notify;
 mod parts;
 mod pod_network;
 mod preflight;
+mod reset;
 mod server;
+mod snapshots;
+mod store;
 
 use std::process::ExitCode;
 
@@ -58,6 +62,8 @@ fn run(cli: Cli, skipped: &[String]) -> anyhow::Result<ExitCode> {
             server::main(*args)?;
         }
         Command::Ctr(args) => ctr::main(&args)?,
+        Command::Snapshot(args) => snapshots::command::main(&args)?,
+        Command::Store(args) => store::main(&args)?,
         Command::Killall(args) => {
             log::start(args.debug);
             killall::main(&args)?;

@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::args::ServerArgs;
 use super::node::{self, NodeConfig};
 use super::parts::Parts;
-use super::{node_address, notify, preflight};
+use super::snapshots::Snapshots;
+use super::{admin, node_address, notify, preflight, reset, snapshots};
 
 /// Certificates are looked at this often; they are made anew when 120 of their 365 days are left.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
@@ -135,10 +136,28 @@ async fn run(args: ServerArgs) -> anyhow::Result<()> {
     preflight::writable(&settings.args.local.data_dir)?;
     let listener =
         preflight::listen(SocketAddr::new(settings.args.bind_address, settings.args.https_listen_port)).await?;
-    let store = Store::open(mussel_store::Config::new(settings.server_dir().join("db"))).await?;
+    let db = settings.server_dir().join("db");
+    if settings.args.backup.cluster_reset {
+        return reset::run(&settings.args.backup, &settings.server_dir(), db).await;
+    }
+    let schedule = snapshots::schedule::settle(&settings.args.backup)?;
+    let snapshots = Snapshots::open(&settings.args.backup, &settings.server_dir(), &settings.node_name)?;
+    let store = Store::open(mussel_store::Config::new(db)).await?;
+    reset::done(&settings.server_dir())?;
 
     let mut parts = Parts::new();
-    let started = start(&settings, store.clone(), listener, &mut parts).await;
+    let admin = admin::Admin { store: store.clone(), snapshots: snapshots.clone() };
+    let started = match admin::listen(&settings.args.local.run_dir) {
+        Ok(socket) => {
+            parts.start("admin socket", |stop| admin.serve(socket, stop));
+            if let Some(schedule) = schedule {
+                let store = store.clone();
+                parts.start_infallible("snapshots", |stop| snapshots::schedule::run(snapshots, schedule, store, stop));
+            }
+            start(&settings, store.clone(), listener, &mut parts).await
+        }
+        Err(error) => Err(error),
+    };
     let outcome = match started {
         Ok(()) => tokio::select! {
             () = terminated => {

@@ -22,7 +22,7 @@ use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker};
 use crate::disk::lock::DirLock;
 use crate::disk::thread::{Disk, OPEN_FREE_BYTES_MIN};
-use crate::disk::{durable, inspect, space};
+use crate::disk::{durable, inspect, scrub, space};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, Snapshot};
 use crate::raft::log::LogStore;
@@ -413,6 +413,7 @@ async fn start(config: Config, metrics: Metrics, opened: Opened) -> Result<Store
     };
     tasks.spawn(batcher.run(stop.clone()));
     tasks.spawn(checkpoint(machine.clone(), raft.clone(), config.checkpoint_interval, stop.clone()));
+    tasks.spawn(scrub::run(disk.clone(), metrics.clone(), config.scrub_interval, stop.clone()));
     let alone = Arc::new(AtomicBool::new(true));
     let (leads, leader) = watch::channel(true);
     tasks.spawn(follow(raft.clone(), identity.member, leads, alone.clone(), metrics.clone(), stop.clone()));
