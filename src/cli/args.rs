@@ -29,6 +29,11 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// Work with the container runtime's images
     Ctr(CtrArgs),
+    /// Save, list and delete backups of the cluster's state, through the server that runs on this machine
+    #[command(visible_alias = "etcd-snapshot")]
+    Snapshot(SnapshotArgs),
+    /// Look at the store of the server that runs on this machine
+    Store(StoreArgs),
     /// Stop all pods of this machine and undo its network set-up; data stays
     Killall(LocalArgs),
     /// Check that this machine has what a node needs
@@ -95,6 +100,97 @@ pub enum ImagesCommand {
     },
     /// Pull an image
     Pull { image: String },
+}
+
+#[derive(Debug, Args)]
+pub struct SnapshotArgs {
+    #[command(flatten)]
+    pub local: LocalArgs,
+    #[command(subcommand)]
+    pub command: Option<SnapshotCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Save one now (also what `mussel snapshot` alone does)
+    Save {
+        /// Its name begins with this; node name and time follow
+        #[arg(long, default_value = "on-demand", value_name = "NAME")]
+        name: String,
+    },
+    /// List them
+    #[command(visible_aliases = ["list", "l"])]
+    Ls {
+        #[arg(short, long, default_value = "table", value_name = "FORMAT")]
+        output: Output,
+    },
+    /// Delete some by name
+    Delete {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Delete all but the newest whose name begins with NAME
+    Prune {
+        #[arg(long, default_value = "on-demand", value_name = "NAME")]
+        name: String,
+        /// How many to keep
+        #[arg(long, visible_alias = "etcd-snapshot-retention", default_value_t = 5, value_name = "COUNT")]
+        snapshot_retention: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    #[command(flatten)]
+    pub local: LocalArgs,
+    #[command(subcommand)]
+    pub command: StoreCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Whether it leads and writes, its revision and its size
+    Status {
+        #[arg(short, long, default_value = "table", value_name = "FORMAT")]
+        output: Output,
+    },
+}
+
+/// Backups of the cluster's state, and what to do when it is lost.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Snapshots")]
+pub struct BackupArgs {
+    /// Forget all other servers and become a cluster of one, with this server's state; then exit
+    #[arg(long, env = "MUSSEL_CLUSTER_RESET", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub cluster_reset: bool,
+    /// With --cluster-reset: take the state from this snapshot
+    #[arg(long, env = "MUSSEL_CLUSTER_RESET_RESTORE_PATH", value_name = "FILE")]
+    pub cluster_reset_restore_path: Option<PathBuf>,
+    /// Take no snapshots by itself
+    #[arg(long, env = "MUSSEL_ETCD_DISABLE_SNAPSHOTS", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub etcd_disable_snapshots: bool,
+    /// What names of scheduled snapshots begin with
+    #[arg(long, env = "MUSSEL_ETCD_SNAPSHOT_NAME", default_value = "etcd-snapshot", value_name = "NAME")]
+    pub etcd_snapshot_name: String,
+    /// When they are taken, in the machine's time zone
+    #[arg(long, env = "MUSSEL_ETCD_SNAPSHOT_SCHEDULE_CRON", default_value = "0 */12 * * *", value_name = "CRON")]
+    pub etcd_snapshot_schedule_cron: String,
+    /// How many scheduled snapshots are kept
+    #[arg(long, env = "MUSSEL_ETCD_SNAPSHOT_RETENTION", default_value_t = 5, value_name = "COUNT")]
+    pub etcd_snapshot_retention: usize,
+    /// Where snapshots are; another folder than the default has to exist (default: <data-dir>/server/db-snapshots)
+    #[arg(long, env = "MUSSEL_ETCD_SNAPSHOT_DIR", value_name = "DIR")]
+    pub etcd_snapshot_dir: Option<PathBuf>,
+    /// Taken for k3s' sake: snapshots are always compressed
+    #[arg(long, env = "MUSSEL_ETCD_SNAPSHOT_COMPRESS", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub etcd_snapshot_compress: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -236,6 +332,9 @@ pub struct NodeArgs {
     /// File that holds the token
     #[arg(long, env = "MUSSEL_TOKEN_FILE", value_name = "FILE", conflicts_with = "token", help_heading = "Cluster")]
     pub token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub backup: BackupArgs,
 
     /// Name of the node (default: the host's name)
     #[arg(long, env = "MUSSEL_NODE_NAME", value_name = "NAME", help_heading = "Node")]

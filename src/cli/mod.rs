@@ -1,5 +1,6 @@
 //! The command line: which personality the binary takes, and with what.
 
+mod admin;
 mod agent;
 mod args;
 mod check_config;
@@ -14,7 +15,10 @@ mod parts;
 mod pod_network;
 mod preflight;
 mod process;
+mod reset;
 mod server;
+mod snapshots;
+mod store;
 
 use std::process::ExitCode;
 
@@ -67,6 +71,8 @@ fn run(cli: Cli, skipped: &[String]) -> anyhow::Result<ExitCode> {
             agent::main(*args)?;
         }
         Command::Ctr(args) => ctr::main(&args)?,
+        Command::Snapshot(args) => snapshots::command::main(&args)?,
+        Command::Store(args) => store::main(&args)?,
         Command::Killall(args) => {
             log::start(args.debug);
             killall::main(&args)?;

@@ -30,7 +30,8 @@ use group::Entry;
 use super::args::ServerArgs;
 use super::node::{self, NodeConfig};
 use super::parts::Parts;
-use super::{node_address, notify, preflight, process};
+use super::snapshots::Snapshots;
+use super::{admin, node_address, notify, preflight, process, reset, snapshots};
 
 /// Certificates are looked at this often; they are made anew when 120 of their 365 days are left.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
@@ -154,6 +155,10 @@ async fn run(args: ServerArgs) -> anyhow::Result<()> {
         "--https-listen-port",
     )
     .await?;
+    if settings.args.backup.cluster_reset {
+        let db = settings.server_dir().join("db");
+        return reset::run(&settings.args.backup, &settings.server_dir(), db).await;
+    }
     let mut parts = Parts::new();
     let mut store = None;
     tokio::pin!(terminated);
@@ -194,6 +199,8 @@ async fn start(
     let server_dir = settings.server_dir();
     let token = process::secret(args.node.token.as_deref(), args.node.token_file.as_deref())?;
     let agent_token = process::secret(args.agent_token.as_deref(), args.agent_token_file.as_deref())?;
+    let schedule = snapshots::schedule::settle(&args.backup)?;
+    let snapshots = Snapshots::open(&args.backup, &server_dir, &settings.node_name)?;
     let entry = group::enter(args.server.as_deref(), token.as_deref(), &settings.cluster, &server_dir).await?;
     let agent_token = match &entry {
         Entry::Join(bootstrap) => agent_token.or_else(|| bootstrap.agent_token.clone()),
@@ -231,8 +238,18 @@ async fn start(
     let identity = certificates.peer_client.clone();
     let store = group::open(&entry, &server_dir, &settings.node_name, address, &pki, identity).await?;
     *opened = Some(store.clone());
+    reset::done(&server_dir)?;
     front.attach_store(store.clone());
+    {
+        let admin = admin::Admin { store: store.clone(), snapshots: snapshots.clone() };
+        let socket = admin::listen(&args.node.local.run_dir)?;
+        parts.start("admin socket", |stop| admin.serve(socket, stop));
+    }
     store.joined().await.context("join the group")?;
+    if let Some(schedule) = schedule {
+        let store = store.clone();
+        parts.start_infallible("snapshots", |stop| snapshots::schedule::run(snapshots, schedule, store, stop));
+    }
     {
         let store = store.clone();
         parts.start("membership", |stop| async move {

@@ -29,6 +29,8 @@ pub struct Config {
     pub txn_bytes_max: usize,
     /// Writes are refused while the file system has less room than this, so that the log never meets a full disk.
     pub free_bytes_min: u64,
+    /// All that is on disk is read this often, slowly, to find damage while it can be mended.
+    pub scrub_interval: Duration,
     /// The engine's page cache. The store reads from memory, so that this only serves writing.
     pub cache_bytes: u64,
     /// How the other members are reached, and they reach this one. Without it the member stays alone.
@@ -53,6 +55,7 @@ impl Config {
             watch_commits_max: 1024,
             txn_bytes_max: 3 << 20,
             free_bytes_min: 16 << 20,
+            scrub_interval: Duration::from_secs(24 * 3600),
             cache_bytes: 8 << 20,
             peer: None,
             timing: Timing::default(),

@@ -18,6 +18,9 @@ pub struct Metrics {
     pub fsync_seconds: Histogram,
     pub apply_seconds: Histogram,
     pub checkpoint_seconds: Histogram,
+    /// Times that everything on disk was read to find damage, and what was found.
+    pub scrubs: Counter,
+    pub scrub_errors: Counter,
     pub db_bytes: Gauge,
     pub keys: Gauge,
     pub revision: Gauge,
@@ -62,6 +65,8 @@ impl Default for Metrics {
             fsync_seconds: seconds(),
             apply_seconds: seconds(),
             checkpoint_seconds: seconds(),
+            scrubs: Counter::default(),
+            scrub_errors: Counter::default(),
             db_bytes: Gauge::default(),
             keys: Gauge::default(),
             revision: Gauge::default(),
@@ -95,6 +100,8 @@ impl Metrics {
         registry.register("wal_fsync_duration_seconds", "Flushes of the log", self.fsync_seconds.clone());
         registry.register("apply_duration_seconds", "Application of one Raft entry", self.apply_seconds.clone());
         registry.register("checkpoint_duration_seconds", "Checkpoints", self.checkpoint_seconds.clone());
+        registry.register("scrubs", "Times that all records on disk were read", self.scrubs.clone());
+        registry.register("scrub_errors", "Damaged records found on disk", self.scrub_errors.clone());
         registry.register("db_total_size_bytes", "Size of the database on disk", self.db_bytes.clone());
         registry.register("keys", "Keys in the newest revision", self.keys.clone());
         registry.register("revision", "Newest applied revision", self.revision.clone());

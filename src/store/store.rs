@@ -22,7 +22,7 @@ use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker, Standing};
 use crate::disk::lock::DirLock;
 use crate::disk::thread::{Disk, OPEN_FREE_BYTES_MIN};
-use crate::disk::{durable, inspect, space};
+use crate::disk::{durable, inspect, scrub, space};
 use crate::group::Group;
 use crate::group::join::Joined;
 use crate::group::read::{READS_MAX, ReadAnswer};
@@ -569,6 +569,7 @@ async fn start(config: Config, beginning: Beginning, metrics: Metrics, opened: O
     let (reads, asked) = mpsc::channel(READS_MAX);
     tasks.spawn(group.clone().answer_reads(asked));
     tasks.spawn(checkpoint(machine.clone(), raft.clone(), config.clone(), stop.clone()));
+    tasks.spawn(scrub::run(disk.clone(), metrics.clone(), config.scrub_interval, stop.clone()));
     let (leads, leader) = watch::channel(lone);
     tasks.spawn(group.clone().keep(leads));
     tasks.spawn(group.clone().promote());

@@ -244,6 +244,41 @@ impl Engine {
         Scan { engine: self, next: Some(space.key(start)), end: vec![space as u8 + 1], read: VecDeque::new() }
     }
 
+    /// Has later reads come from the disk, as far as they do not come from the engine's own cache.
+    pub(crate) fn forget_cached(&self) {
+        if let Ok(open) = opened(&self.read()) {
+            durable::forget_cached(&open.file);
+        }
+    }
+
+    /// Reads some records from `start` on, of all spaces, and says which are damaged.
+    pub(crate) fn read_slice(&self, start: &[u8]) -> Slice {
+        let mut slice = Slice::default();
+        let guard = self.read();
+        // Closed after an error: there is nothing to be found out now.
+        let Ok(open) = opened(&guard) else { return slice };
+        for record in open.db.range(start..).take(SCAN_RECORDS) {
+            let read = record.map_err(|error| io_error(error, &self.file)).and_then(|(full_key, record)| {
+                slice.next = Some([&full_key[..], &[0]].concat());
+                slice.records += 1;
+                slice.bytes += (full_key.len() + record.len()) as u64;
+                // Chunks are looked at with the record that they belong to.
+                if full_key.first() == Some(&CHUNKS) {
+                    Ok(())
+                } else {
+                    self.whole(&open.db, &full_key, &record).map(drop)
+                }
+            });
+            if let Err(error) = read {
+                slice.damaged.push(error);
+            }
+        }
+        if slice.records < SCAN_RECORDS {
+            slice.next = None;
+        }
+        slice
+    }
+
     fn whole(&self, db: &sled::Db, full_key: &[u8], record: &[u8]) -> io::Result<Vec<u8>> {
         let damaged = |what| self.damaged(full_key, what);
         let Some((form, rest)) = record.split_first() else { return Err(damaged("is empty")) };
@@ -333,6 +368,16 @@ impl Engine {
     pub(crate) fn bytes_on_disk(&self) -> io::Result<u64> {
         opened(&self.read())?.db.size_on_disk().map_err(|error| io_error(error, &self.file))
     }
+}
+
+/// What [`Engine::read_slice`] found.
+#[derive(Debug, Default)]
+pub(crate) struct Slice {
+    /// Where to go on; `None` at the end.
+    pub(crate) next: Option<Vec<u8>>,
+    pub(crate) records: usize,
+    pub(crate) bytes: u64,
+    pub(crate) damaged: Vec<io::Error>,
 }
 
 /// Reads a bounded number of records at a time, so that no writer waits for a whole scan.
@@ -552,6 +597,8 @@ mod tests {
                 .unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             assert!(error.to_string().contains(named) && error.to_string().contains("sled/db"), "{error}");
+            let slice = engine.read_slice(b"");
+            assert!(slice.damaged.iter().any(|error| error.to_string().contains(named)), "{slice:?}");
         }
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod identity;
 pub(crate) mod inspect;
 pub(crate) mod lock;
 pub(crate) mod records;
+pub(crate) mod scrub;
 pub(crate) mod space;
 pub(crate) mod swap;
 pub(crate) mod thread;

@@ -114,6 +114,21 @@ async fn watches_from_before_a_restart_go_on_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_disk_is_read_now_and_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { scrub_interval: Duration::from_millis(10), ..Config::new(dir.path()) };
+    let store = Store::open(config).await.unwrap();
+    store.commit(put("/a", vec![1; 20_000])).await.unwrap();
+    let start = Instant::now();
+    while store.metrics().scrubs.get() < 2 {
+        assert!(start.elapsed() < Duration::from_secs(30), "no pass within half a minute");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(store.metrics().scrub_errors.get(), 0);
+    store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_opens_fast() {
     let dir = tempfile::tempdir().unwrap();
     open(&dir).await.shutdown().await;

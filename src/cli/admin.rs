@@ -1,0 +1,208 @@
+//! The server's socket for its own command line: HTTP and JSON on `<run-dir>/server.sock`, for root only.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use mussel_store::Store;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::parts::chain;
+use super::snapshots::{Snapshot, SnapshotError, Snapshots};
+
+const SOCKET: &str = "server.sock";
+/// More than a list of as many snapshots as anybody keeps.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+pub const STATUS: &str = "/v1-mussel/store/status";
+pub const SNAPSHOTS: &str = "/v1-mussel/snapshots";
+pub const DELETE: &str = "/v1-mussel/snapshots/delete";
+pub const PRUNE: &str = "/v1-mussel/snapshots/prune";
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SaveRequest {
+    pub name: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeleteRequest {
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PruneRequest {
+    pub name: String,
+    pub keep: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StoreStatus {
+    pub leader: bool,
+    pub revision: u64,
+    pub keys: i64,
+    #[serde(rename = "dbBytes")]
+    pub db_bytes: i64,
+    pub watchers: i64,
+    /// Why nothing can be written, if that is so.
+    #[serde(rename = "writeError")]
+    pub write_error: Option<String>,
+}
+
+#[derive(Clone)]
+pub struct Admin {
+    pub store: Store,
+    pub snapshots: Snapshots,
+}
+
+/// Takes the socket over from a server that has ended.
+pub fn listen(run_dir: &Path) -> anyhow::Result<UnixListener> {
+    mussel_cluster::files::create_dir(run_dir, 0o755)?;
+    let path = run_dir.join(SOCKET);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("restrict {}", path.display()))?;
+    Ok(listener)
+}
+
+impl Admin {
+    pub async fn serve(self, listener: UnixListener, stop: CancellationToken) -> io::Result<()> {
+        let router = Router::new()
+            .route(STATUS, get(status))
+            .route(SNAPSHOTS, get(list).post(save))
+            .route(DELETE, post(delete))
+            .route(PRUNE, post(prune))
+            .with_state(self);
+        axum::serve(RootOnly(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await
+    }
+}
+
+/// Turns everybody else away, whatever the file's mode.
+struct RootOnly(UnixListener);
+
+impl axum::serve::Listener for RootOnly {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
+        loop {
+            let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 => return (stream, address),
+                _ => tracing::warn!("a connection to the admin socket that is not root's was closed"),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+struct Refusal(SnapshotError);
+
+impl From<SnapshotError> for Refusal {
+    fn from(error: SnapshotError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let code = match self.0 {
+            SnapshotError::Name(_) => StatusCode::BAD_REQUEST,
+            SnapshotError::NotFound { .. } => StatusCode::NOT_FOUND,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (code, chain(&self.0)).into_response()
+    }
+}
+
+async fn status(State(admin): State<Admin>) -> Json<StoreStatus> {
+    let metrics = admin.store.metrics();
+    Json(StoreStatus {
+        leader: *admin.store.leader().borrow(),
+        revision: admin.store.revision().0,
+        keys: metrics.keys.get(),
+        db_bytes: metrics.db_bytes.get(),
+        watchers: metrics.watchers.get(),
+        write_error: admin.store.failed().map(|error| error.to_string()),
+    })
+}
+
+async fn list(State(admin): State<Admin>) -> Result<Json<Vec<Snapshot>>, Refusal> {
+    Ok(Json(admin.snapshots.list()?))
+}
+
+async fn save(State(admin): State<Admin>, Json(request): Json<SaveRequest>) -> Result<Json<Snapshot>, Refusal> {
+    Ok(Json(admin.snapshots.save(&admin.store, &request.name).await?))
+}
+
+async fn delete(
+    State(admin): State<Admin>,
+    Json(request): Json<DeleteRequest>,
+) -> Result<Json<Vec<Snapshot>>, Refusal> {
+    Ok(Json(admin.snapshots.delete(&request.names)?))
+}
+
+async fn prune(State(admin): State<Admin>, Json(request): Json<PruneRequest>) -> Result<Json<Vec<Snapshot>>, Refusal> {
+    Ok(Json(admin.snapshots.prune(&request.name, request.keep)?))
+}
+
+/// Asks the server that runs on this machine; with a body it is a POST. For the command line.
+pub fn ask<A: DeserializeOwned>(run_dir: &Path, path: &str, body: Option<&impl Serialize>) -> anyhow::Result<A> {
+    let socket = run_dir.join(SOCKET);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the async runtime")?;
+    runtime.block_on(async {
+        let stream = match UnixStream::connect(&socket).await {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                bail!("no server answers on {}; is one running, and with this --run-dir?", socket.display())
+            }
+            Err(error) => return Err(error).with_context(|| format!("connect to {}", socket.display())),
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // Ends with the answer, and with the runtime.
+        tokio::spawn(connection);
+        let request = hyper::Request::builder().uri(path).header("host", "mussel");
+        let request = match body {
+            Some(body) => request
+                .method("POST")
+                .header("content-type", "application/json")
+                .body(Full::new(Bytes::from(serde_json::to_vec(body)?)))?,
+            None => request.body(Full::new(Bytes::new()))?,
+        };
+        let response = sender.send_request(request).await.context("ask the server")?;
+        let code = response.status();
+        let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let bytes = bytes.map_err(anyhow::Error::from_boxed).context("read the server's answer")?.to_bytes();
+        if !code.is_success() {
+            bail!("{}", String::from_utf8_lossy(&bytes));
+        }
+        serde_json::from_slice(&bytes).context("read the server's answer")
+    })
+}
+
+/// For requests without a body.
+pub const NO_BODY: Option<&()> = None;

@@ -1,0 +1,142 @@
+"""Snapshots of the cluster's state: saved under load, listed, pruned, and restored."""
+
+import json
+import os
+import threading
+
+import lab
+from lab import wait_for
+
+
+class Snapshots(lab.Case):
+    shared = False
+    time_limit = 240
+
+    def snapshot(self, *args, **options):
+        return self.m.exec(lab.BINARY, "snapshot", *self.m.local(), *args, **options)
+
+    def names(self):
+        items = json.loads(self.snapshot("ls", "-o", "json").out)["items"]
+        return [item["spec"]["snapshotName"] for item in items]
+
+    def folder(self):
+        return self.m.data + "/server/db-snapshots"
+
+    def test_save_list_delete_prune(self):
+        self.m = self.machine().start("--disable-agent", ready=False)
+        wait_for("the API", lambda: "ok" in self.m.out("get", "--raw", "/readyz"), 30)
+        done, failed = threading.Event(), []
+
+        def load():
+            number = 0
+            while not done.is_set():
+                number += 1
+                answer = self.m.kubectl("create", "configmap", f"load-{number}", check=False)
+                if answer.code:
+                    failed.append(answer)
+        writer = threading.Thread(target=load)
+        writer.start()
+        try:
+            for _ in range(4):
+                self.snapshot("save", "--name", "loaded")
+            self.m.exec(lab.BINARY, "etcd-snapshot", *self.m.local())
+        finally:
+            done.set()
+            writer.join()
+        self.assertEqual(failed, [])
+        names = self.names()
+        self.assertEqual(len(names), 5)
+        self.assertEqual([name.rsplit("-", 1)[0] for name in names].count("loaded-node"), 4)
+        for name in names:
+            mode = os.stat(f"{self.folder()}/{name}").st_mode
+            self.assertEqual(mode & 0o777, 0o600)
+        table = self.snapshot("ls").out
+        self.assertEqual(table.splitlines()[0].split(), ["Name", "Location", "Size", "Created"])
+        self.assertIn(f"file://{self.folder()}/{names[0]}", table)
+
+        self.snapshot("prune", "--name", "loaded", "--snapshot-retention", "1")
+        kept = [name for name in names if name.startswith("loaded-")][-1:]
+        kept += [name for name in names if name.startswith("on-demand-")]
+        self.assertEqual(sorted(self.names()), sorted(kept))
+        missing = self.snapshot("delete", kept[0], "no-such", check=False)
+        self.assertEqual((missing.code, "no-such" in missing.err), (1, True))
+        self.snapshot("delete", *kept)
+        self.assertEqual(self.names(), [])
+        refused = self.snapshot("save", "--name", "../../etc/passwd", check=False)
+        self.assertEqual((refused.code, "may hold" in refused.err), (1, True))
+
+        status = json.loads(self.m.exec(lab.BINARY, "store", "status", *self.m.local(), "--output", "json").out)
+        self.assertTrue(status["leader"] and status["revision"] > 0 and status["writeError"] is None)
+        self.m.stop()
+        gone = self.snapshot("save", check=False)
+        self.assertEqual((gone.code, "no server answers" in gone.err), (1, True))
+
+    def test_the_schedule_keeps_as_many_as_told(self):
+        flags = ["--disable-agent", "--etcd-snapshot-schedule-cron", "@every 1s", "--etcd-snapshot-retention", "2",
+                 "--etcd-snapshot-name", "tick"]
+        self.m = self.machine().start(*flags, ready=False)
+        wait_for("more snapshots than are kept", lambda: self.m.log().count("snapshot saved") >= 4, 30)
+        wait_for("the older ones to go", lambda: len(self.names()) == 2, 10)
+        self.assertTrue(all(name.startswith("tick-node-") for name in self.names()))
+
+    def test_a_bad_schedule_starts_nothing(self):
+        self.m = self.machine().start("--etcd-snapshot-schedule-cron", "at noon", ready=False)
+        self.assertEqual(self.m.server.wait(20), 1)
+        self.assertIn("--etcd-snapshot-schedule-cron", self.m.log())
+        self.assertFalse(os.path.exists(self.m.data + "/server/db"))
+
+    def test_restore_brings_back_what_was_deleted(self):
+        self.m = self.machine().start()
+        self.m.run_pod("stays", "sleep 7777777")
+        self.m.kubectl("create", "namespace", "precious")
+        self.m.kubectl("create", "configmap", "settings", "-n", "precious", "--from-literal=a=b")
+        self.m.deploy("web", 2)
+        before = self.m.pod("stays")
+        self.snapshot("save", "--name", "good")
+        file = f"{self.folder()}/{self.names()[0]}"
+
+        self.m.kubectl("delete", "namespace", "precious", timeout=60)
+        self.m.kubectl("delete", "deployment", "web")
+        self.m.run_pod("later", "sleep 6666666")
+        pids = self.m.container_pids("sleep 7777777")
+        self.m.stop()
+
+        # What is no whole snapshot is refused, and nothing is touched.
+        with open(file, "rb") as whole:
+            content = whole.read()
+        for text, damaged in [("damaged", content[:-100]), ("damaged", content[:500] + b"x" + content[501:]),
+                              ("not a backup", b"hello")]:
+            with open(self.m.dir + "/damaged", "wb") as out:
+                out.write(damaged)
+            listing = sorted(os.listdir(self.m.data + "/server"))
+            refused = self.m.exec(*self.m.command("--cluster-reset", "--cluster-reset-restore-path",
+                                                  self.m.dir + "/damaged"), check=False, timeout=60)
+            self.assertEqual(refused.code, 1)
+            self.assertIn(text, refused.out + refused.err)
+            self.assertEqual(sorted(os.listdir(self.m.data + "/server")), listing)
+
+        reset = self.m.command("--cluster-reset", "--cluster-reset-restore-path", file)
+        done = self.m.exec(*reset, timeout=60)
+        self.assertIn("without --cluster-reset", done.out + done.err)
+        again = self.m.exec(*reset, check=False, timeout=60)
+        self.assertEqual((again.code, "reset already" in again.err), (1, True))
+        self.assertEqual(len([name for name in os.listdir(self.m.data + "/server") if name.startswith("db-old-")]), 1)
+
+        self.m.start()
+        self.assertEqual(self.m.out("get", "configmap", "settings", "-n", "precious", "-o", "jsonpath={.data.a}"), "b")
+        # A pod that was there then and now is the same, down to its process.
+        after = self.m.pod("stays")
+        self.assertEqual(after["metadata"]["uid"], before["metadata"]["uid"])
+        self.assertEqual(self.m.container_pids("sleep 7777777"), pids)
+        # What the snapshot does not know ends, and what it knows comes back.
+        self.assertIn("NotFound", self.m.kubectl("get", "pod", "later", check=False).err)
+        wait_for("the unknown pod to end", lambda: not self.m.container_pids("sleep 6666666"), 60)
+        self.m.wait("deployment/web", "condition=Available", 60)
+        wait_for("the new pods to run", lambda: self.m.json("get", "deployment", "web")["status"].get("readyReplicas") == 2,
+                 60)
+        # It is an ordinary cluster again, which can be reset once more.
+        self.m.kubectl("create", "configmap", "new")
+        self.m.stop()
+        self.m.exec(*self.m.command("--cluster-reset"), timeout=60)
+        self.m.start()
+        self.m.kubectl("get", "configmap", "new")
