@@ -74,6 +74,12 @@ impl Writes {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Full keys, and values that replace what they held.
+    #[cfg(test)]
+    pub(crate) fn into_changes(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        self.0
+    }
 }
 
 pub(crate) struct Engine {

@@ -3,15 +3,16 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use openraft::storage::IOFlushed;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use crate::disk::engine::{Engine, Writes};
-use crate::disk::identity::{self, Marker};
+use crate::disk::database::Database;
+use crate::disk::engine::Writes;
+use crate::disk::identity::Marker;
 use crate::metrics::Metrics;
 use crate::raft::Types;
 
@@ -35,8 +36,8 @@ struct Job {
 /// The way to the disk. Cheap to clone; the database closes when the last clone is gone.
 #[derive(Clone)]
 pub(crate) struct Disk {
-    engine: Arc<Engine>,
-    jobs: Sender<Job>,
+    engine: Arc<Database>,
+    jobs: UnboundedSender<Job>,
     shared: Arc<Shared>,
 }
 
@@ -48,20 +49,40 @@ struct Shared {
 }
 
 impl Disk {
-    pub(crate) fn start(engine: Engine, dir: PathBuf, metrics: Metrics) -> io::Result<Self> {
+    pub(crate) fn start(engine: Database, dir: PathBuf, metrics: Metrics) -> io::Result<Self> {
         // Unbounded, but what Raft sends is bounded by the proposals in flight, and those are bounded by the batcher.
-        let (jobs, todo) = channel();
+        let (jobs, mut todo) = unbounded_channel();
         let engine = Arc::new(engine);
         let shared = Arc::new(Shared::default());
         let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
         std::thread::Builder::new()
             .name("store-disk".to_string())
             .stack_size(512 << 10)
-            .spawn(move || run(&engine, &todo, &dir, &shared, &metrics))?;
+            .spawn(move || run(&engine, &mut todo, &dir, &shared, &metrics))?;
         Ok(disk)
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    /// The same in a task, for simulations: `before_round` is awaited before each round of writes.
+    #[cfg(test)]
+    pub(crate) fn start_in_task<F: Future<Output = ()> + Send>(
+        engine: Database,
+        metrics: Metrics,
+        mut before_round: impl FnMut() -> F + Send + 'static,
+    ) -> Self {
+        let (jobs, mut todo) = unbounded_channel();
+        let engine = Arc::new(engine);
+        let shared = Arc::new(Shared::default());
+        let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
+        tokio::spawn(async move {
+            while let Some(first) = todo.recv().await {
+                before_round().await;
+                work(&engine, first, &mut todo, std::path::Path::new(""), &shared, &metrics);
+            }
+        });
+        disk
+    }
+
+    pub(crate) fn engine(&self) -> &Database {
         &self.engine
     }
 
@@ -118,40 +139,59 @@ fn stopped() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the store's disk thread has stopped")
 }
 
-fn run(engine: &Engine, todo: &Receiver<Job>, dir: &std::path::Path, shared: &Shared, metrics: &Metrics) {
-    while let Ok(first) = todo.recv() {
-        let mut writes = Writes::default();
-        let mut waiting = Vec::new();
-        let mut flush = false;
-        for job in std::iter::once(first).chain(todo.try_iter().take(JOBS_PER_ROUND_MAX)) {
-            flush |= !matches!(job.then, Then::Nothing);
-            writes.append(job.writes);
-            waiting.push(job.then);
-        }
-        let result = match shared.failed.get() {
-            Some(error) => Err(copy(error)),
-            None => round(engine, writes, flush, metrics),
-        };
-        if let Err(error) = &result {
-            // The engine's memory and its file may differ from here on: only a restart makes them one again.
-            if shared.failed.set(Arc::new(copy(error))).is_ok() {
-                tracing::error!(file = %engine.file().display(), %error, "the store cannot write any more");
-            }
-        }
-        for then in waiting {
-            let mut result = result.as_ref().copied().map_err(copy);
-            if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
-                shared.written.store(*last, Ordering::Release);
-            }
-            if let (Ok(()), Then::Tell(Some(marker), _)) = (&result, &then) {
-                result = identity::write(dir, marker);
-            }
-            then.finish(result);
-        }
+fn run(
+    engine: &Database,
+    todo: &mut UnboundedReceiver<Job>,
+    dir: &std::path::Path,
+    shared: &Shared,
+    metrics: &Metrics,
+) {
+    while let Some(first) = todo.blocking_recv() {
+        work(engine, first, todo, dir, shared, metrics);
     }
 }
 
-fn round(engine: &Engine, writes: Writes, flush: bool, metrics: &Metrics) -> io::Result<()> {
+/// One round: `first` and what waits behind it.
+fn work(
+    engine: &Database,
+    first: Job,
+    todo: &mut UnboundedReceiver<Job>,
+    dir: &std::path::Path,
+    shared: &Shared,
+    metrics: &Metrics,
+) {
+    let mut writes = Writes::default();
+    let mut waiting = Vec::new();
+    let mut flush = false;
+    let behind = std::iter::from_fn(|| todo.try_recv().ok());
+    for job in std::iter::once(first).chain(behind.take(JOBS_PER_ROUND_MAX)) {
+        flush |= !matches!(job.then, Then::Nothing);
+        writes.append(job.writes);
+        waiting.push(job.then);
+    }
+    let result = match shared.failed.get() {
+        Some(error) => Err(copy(error)),
+        None => round(engine, writes, flush, metrics),
+    };
+    if let Err(error) = &result {
+        // The engine's memory and its file may differ from here on: only a restart makes them one again.
+        if shared.failed.set(Arc::new(copy(error))).is_ok() {
+            tracing::error!(file = %engine.file().display(), %error, "the store cannot write any more");
+        }
+    }
+    for then in waiting {
+        let mut result = result.as_ref().copied().map_err(copy);
+        if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
+            shared.written.store(*last, Ordering::Release);
+        }
+        if let (Ok(()), Then::Tell(Some(marker), _)) = (&result, &then) {
+            result = engine.write_marker(dir, marker);
+        }
+        then.finish(result);
+    }
+}
+
+fn round(engine: &Database, writes: Writes, flush: bool, metrics: &Metrics) -> io::Result<()> {
     if !writes.is_empty() {
         engine.write(writes)?;
     }

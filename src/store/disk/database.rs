@@ -1,0 +1,80 @@
+//! The engine, or what stands in for it when a group is simulated.
+
+use std::io;
+use std::path::Path;
+
+use crate::disk::engine::{Engine, Space, Writes};
+use crate::disk::identity::{self, Marker};
+
+pub(crate) enum Database {
+    Engine(Engine),
+    #[cfg(test)]
+    Simulated(crate::sim::disk::Platter),
+}
+
+impl Database {
+    /// For messages.
+    pub(crate) fn file(&self) -> &Path {
+        match self {
+            Self::Engine(engine) => engine.file(),
+            #[cfg(test)]
+            Self::Simulated(_) => Path::new("simulated"),
+        }
+    }
+
+    pub(crate) fn get(&self, space: Space, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Engine(engine) => engine.get(space, key),
+            #[cfg(test)]
+            Self::Simulated(platter) => platter.get(space, key),
+        }
+    }
+
+    /// All records of `space` from `start` on, in key order.
+    pub(crate) fn scan(
+        &self,
+        space: Space,
+        start: &[u8],
+    ) -> Box<dyn Iterator<Item = io::Result<(Vec<u8>, Vec<u8>)>> + '_> {
+        match self {
+            Self::Engine(engine) => Box::new(engine.scan(space, start)),
+            #[cfg(test)]
+            Self::Simulated(platter) => Box::new(platter.scan(space, start)),
+        }
+    }
+
+    /// Applies all changes or none. They are durable after the next [`Database::flush`].
+    pub(crate) fn write(&self, writes: Writes) -> io::Result<()> {
+        match self {
+            Self::Engine(engine) => engine.write(writes),
+            #[cfg(test)]
+            Self::Simulated(platter) => platter.write(writes),
+        }
+    }
+
+    /// Everything written before is on disk when this returns.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        match self {
+            Self::Engine(engine) => engine.flush(),
+            #[cfg(test)]
+            Self::Simulated(platter) => platter.flush(),
+        }
+    }
+
+    /// Replaces the marker file in `dir`, after all that was written before.
+    pub(crate) fn write_marker(&self, dir: &Path, marker: &Marker) -> io::Result<()> {
+        match self {
+            Self::Engine(_) => identity::write(dir, marker),
+            #[cfg(test)]
+            Self::Simulated(platter) => platter.write_marker(marker),
+        }
+    }
+
+    pub(crate) fn bytes_on_disk(&self) -> io::Result<u64> {
+        match self {
+            Self::Engine(engine) => engine.bytes_on_disk(),
+            #[cfg(test)]
+            Self::Simulated(_) => Ok(0),
+        }
+    }
+}
