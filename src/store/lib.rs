@@ -23,6 +23,8 @@ mod metrics;
 mod mvcc;
 mod peers;
 mod raft;
+#[cfg(test)]
+mod sim;
 mod store;
 mod types;
 mod watch;

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::backup::{self, BackupError};
 use crate::batch::{Batcher, Proposal, txn_bytes};
+use crate::disk::database::Database;
 use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker, Standing};
 use crate::disk::lock::DirLock;
@@ -305,13 +306,13 @@ impl Drop for Pending<'_> {
     }
 }
 
-struct Opened {
-    disk: Disk,
-    closed: oneshot::Receiver<()>,
-    log: LogStore,
-    machine: Arc<Machine>,
-    identity: Identity,
-    session: u64,
+pub(crate) struct Opened {
+    pub(crate) disk: Disk,
+    pub(crate) closed: oneshot::Receiver<()>,
+    pub(crate) log: LogStore,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) identity: Identity,
+    pub(crate) session: u64,
 }
 
 fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result<Opened, OpenError> {
@@ -345,7 +346,7 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
         io::ErrorKind::InvalidData => OpenError::Corrupt { file: file.clone(), detail: source.to_string() },
         _ => OpenError::Engine { file: file.clone(), source },
     };
-    let disk = Disk::start(engine, dir.to_path_buf(), metrics.clone()).map_err(damaged)?;
+    let disk = Disk::start(Database::Engine(engine), dir.to_path_buf(), metrics.clone()).map_err(damaged)?;
     let recover = || -> Result<(Arc<Machine>, LogStore), OpenError> {
         let machine = Machine::open(&disk, config, identity, standing, metrics).map_err(damaged)?;
         let log = LogStore::open(disk.clone(), machine.applied_index()).map_err(damaged)?;
@@ -504,7 +505,12 @@ fn own_record(config: &Config) -> Member {
         .map_or_else(Member::default, |peer| Member { name: peer.name.clone(), address: peer.address.clone() })
 }
 
-async fn start(config: Config, beginning: Beginning, metrics: Metrics, opened: Opened) -> Result<Store, OpenError> {
+pub(crate) async fn start(
+    config: Config,
+    beginning: Beginning,
+    metrics: Metrics,
+    opened: Opened,
+) -> Result<Store, OpenError> {
     let Opened { disk, closed, log, machine, identity, session } = opened;
     let failed = |detail: String| OpenError::Raft { detail };
     let raft_config = raft_config(&config.timing).validate().map_err(|e| failed(e.to_string()))?;

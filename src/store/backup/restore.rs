@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use openraft::{Membership, StoredMembership};
 
 use crate::backup::{BackupError, Header, format};
+use crate::disk::database::Database;
 use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker, Standing};
 use crate::disk::lock::DirLock;
@@ -99,7 +100,7 @@ pub enum RestoreError {
 fn newest(dir: &Path, marker: &Marker) -> Result<mvcc::Snapshot, RestoreError> {
     let read = |source| RestoreError::Read { dir: dir.to_path_buf(), source };
     let (engine, closed) = Engine::open(dir, CACHE_BYTES, DirLock::take(dir)?)?;
-    let disk = Disk::start(engine, dir.to_path_buf(), Metrics::default()).map_err(read)?;
+    let disk = Disk::start(Database::Engine(engine), dir.to_path_buf(), Metrics::default()).map_err(read)?;
     let replayed = Machine::open(&disk, &Config::new(dir), marker.identity, marker.standing, Metrics::default())
         .and_then(|machine| {
             LogStore::open(disk.clone(), machine.applied_index())?;

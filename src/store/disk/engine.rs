@@ -87,6 +87,12 @@ impl Writes {
     pub(crate) fn bytes(&self) -> usize {
         self.0.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
     }
+
+    /// Full keys, and values that replace what they held.
+    #[cfg(test)]
+    pub(crate) fn changes(&self) -> &[(Vec<u8>, Option<Vec<u8>>)] {
+        &self.0
+    }
 }
 
 pub(crate) struct Engine {

@@ -9,14 +9,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use openraft::storage::IOFlushed;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
-use crate::disk::engine::{Engine, Writes};
-use crate::disk::identity::{self, Marker};
+use crate::disk::database::Database;
+use crate::disk::engine::Writes;
+use crate::disk::identity::Marker;
 use crate::disk::space;
 use crate::metrics::Metrics;
 use crate::raft::Types;
@@ -53,8 +54,8 @@ struct Job {
 /// The way to the disk. Cheap to clone; the database closes when the last clone is gone.
 #[derive(Clone)]
 pub(crate) struct Disk {
-    engine: Arc<Engine>,
-    jobs: Sender<Job>,
+    engine: Arc<Database>,
+    jobs: UnboundedSender<Job>,
     shared: Arc<Shared>,
 }
 
@@ -67,18 +68,42 @@ struct Shared {
 }
 
 impl Disk {
-    pub(crate) fn start(engine: Engine, dir: PathBuf, metrics: Metrics) -> io::Result<Self> {
+    pub(crate) fn start(engine: Database, dir: PathBuf, metrics: Metrics) -> io::Result<Self> {
         // Unbounded, but what Raft sends is bounded by the proposals in flight, and those are bounded by the batcher.
-        let (jobs, todo) = channel();
-        let engine = Arc::new(engine);
-        let shared = Arc::new(Shared { failed: watch::Sender::new(None), written: AtomicU64::new(0) });
-        let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
-        let writer = Writer { engine, dir, shared, metrics, todo, stashed: VecDeque::new(), given_up: false };
+        let (disk, writer) = Self::new(engine, dir, metrics);
         std::thread::Builder::new().name("store-disk".to_string()).stack_size(512 << 10).spawn(move || writer.run())?;
         Ok(disk)
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    fn new(engine: Database, dir: PathBuf, metrics: Metrics) -> (Self, Writer) {
+        let (jobs, todo) = unbounded_channel();
+        let engine = Arc::new(engine);
+        let shared = Arc::new(Shared { failed: watch::Sender::new(None), written: AtomicU64::new(0) });
+        let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
+        let (stashed, held) = (VecDeque::new(), Writes::default());
+        (disk, Writer { engine, dir, shared, metrics, todo, stashed, held, given_up: false })
+    }
+
+    /// The same in a task, for simulations: `before_round` is awaited before each round of writes. What fails is not tried
+    /// again.
+    #[cfg(test)]
+    pub(crate) fn start_in_task<F: Future<Output = ()> + Send>(
+        engine: Database,
+        metrics: Metrics,
+        mut before_round: impl FnMut() -> F + Send + 'static,
+    ) -> Self {
+        let (disk, mut writer) = Self::new(engine, PathBuf::new(), metrics);
+        writer.given_up = true;
+        tokio::spawn(async move {
+            while let Some(first) = writer.todo.recv().await {
+                before_round().await;
+                writer.work(first);
+            }
+        });
+        disk
+    }
+
+    pub(crate) fn engine(&self) -> &Database {
         &self.engine
     }
 
@@ -146,47 +171,52 @@ fn stopped() -> io::Error {
 }
 
 struct Writer {
-    engine: Arc<Engine>,
+    engine: Arc<Database>,
     dir: PathBuf,
     shared: Arc<Shared>,
     metrics: Metrics,
-    todo: Receiver<Job>,
+    todo: UnboundedReceiver<Job>,
     /// What came in while a failed round waited.
     stashed: VecDeque<Job>,
+    /// Nobody waits for these, so that they may share the next round's fsync.
+    held: Writes,
     given_up: bool,
 }
 
 impl Writer {
     fn run(mut self) {
-        // Nobody waits for them, so that they may share the next round's fsync.
-        let mut held = Writes::default();
-        while let Some(first) = self.stashed.pop_front().or_else(|| self.todo.recv().ok()) {
-            let mut writes = std::mem::take(&mut held);
-            let mut waiting = Vec::new();
-            let mut durable = writes.bytes() > HELD_BYTES_MAX;
-            let more = std::iter::from_fn(|| self.stashed.pop_front().or_else(|| self.todo.try_recv().ok()));
-            for job in std::iter::once(first).chain(more.take(JOBS_PER_ROUND_MAX)) {
-                self.given_up |= matches!(job.then, Then::GiveUp);
-                durable |= matches!(job.then, Then::Raft(..) | Then::Tell(..));
-                writes.append(job.writes);
-                waiting.push(job.then);
+        while let Some(first) = self.stashed.pop_front().or_else(|| self.todo.blocking_recv()) {
+            self.work(first);
+        }
+    }
+
+    /// One round: `first` and what waits behind it.
+    fn work(&mut self, first: Job) {
+        let mut writes = std::mem::take(&mut self.held);
+        let mut waiting = Vec::new();
+        let mut durable = writes.bytes() > HELD_BYTES_MAX;
+        let behind = std::iter::from_fn(|| self.stashed.pop_front().or_else(|| self.todo.try_recv().ok()));
+        for job in std::iter::once(first).chain(behind.take(JOBS_PER_ROUND_MAX)) {
+            self.given_up |= matches!(job.then, Then::GiveUp);
+            durable |= matches!(job.then, Then::Raft(..) | Then::Tell(..));
+            writes.append(job.writes);
+            waiting.push(job.then);
+        }
+        if !durable {
+            self.held = writes;
+            return;
+        }
+        // The newest one says all that older ones would.
+        let marker = waiting.iter().rev().find_map(|then| match then {
+            Then::Tell(marker, _) => *marker,
+            _ => None,
+        });
+        let result = self.insist(&writes, marker);
+        for then in waiting {
+            if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
+                self.shared.written.store(*last, Ordering::Release);
             }
-            if !durable {
-                held = writes;
-                continue;
-            }
-            // The newest one says all that older ones would.
-            let marker = waiting.iter().rev().find_map(|then| match then {
-                Then::Tell(marker, _) => *marker,
-                _ => None,
-            });
-            let result = self.insist(&writes, marker);
-            for then in waiting {
-                if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
-                    self.shared.written.store(*last, Ordering::Release);
-                }
-                then.finish(result.as_ref().copied().map_err(copy));
-            }
+            then.finish(result.as_ref().copied().map_err(copy));
         }
     }
 
@@ -219,14 +249,20 @@ impl Writer {
     /// Sleeps, and stashes what comes in. False when there is nobody left to write for.
     fn wait(&mut self, time: Duration) -> bool {
         let end = Instant::now() + time;
+        // A clock of its own: this thread is not one of the runtime's. A disk that fails is rare.
+        let Ok(clock) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
+            std::thread::sleep(time);
+            return !self.given_up;
+        };
         while !self.given_up {
-            match self.todo.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(job) => {
+            let left = end.saturating_duration_since(Instant::now());
+            match clock.block_on(async { tokio::time::timeout(left, self.todo.recv()).await }) {
+                Ok(Some(job)) => {
                     self.given_up |= matches!(job.then, Then::GiveUp);
                     self.stashed.push_back(job);
                 }
-                Err(RecvTimeoutError::Timeout) => return true,
-                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(_) => return true,
+                Ok(None) => return false,
             }
         }
         false
@@ -239,13 +275,13 @@ impl Writer {
             self.metrics.fsync_seconds.observe(start.elapsed().as_secs_f64());
         }
         match marker {
-            Some(marker) => identity::write(&self.dir, &marker),
+            Some(marker) => self.engine.write_marker(&self.dir, &marker),
             None => Ok(()),
         }
     }
 }
 
-fn reopen(engine: &Engine, dir: &Path) -> io::Result<()> {
+fn reopen(engine: &Database, dir: &Path) -> io::Result<()> {
     if space::free_bytes(dir)? < OPEN_FREE_BYTES_MIN {
         return Err(io::Error::from(io::ErrorKind::StorageFull));
     }

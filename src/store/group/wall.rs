@@ -9,6 +9,7 @@ use openraft::async_runtime::WatchReceiver;
 
 use crate::disk::identity::{self, Standing};
 use crate::group::{Group, Leader};
+use crate::mvcc;
 use crate::peers::{ClusterId, JoinError, MemberError, MemberId, MemberStatus, PeerStream, Role, Status};
 use crate::raft::Member;
 use crate::store::Beginning;
@@ -111,8 +112,7 @@ impl Store {
         let shared = &self.shared;
         let snapshot = shared.machine.newest();
         let (revision, keys) = (snapshot.revision(), snapshot.len() as u64);
-        // A pass over everything is too long for a task that others wait behind.
-        let digest = tokio::task::spawn_blocking(move || snapshot.digest()).await.unwrap_or(0);
+        let digest = mvcc::digest_in_steps(&snapshot).await;
         let mut members = self.members();
         let asking = shared.group.ask_leader(Request::Progress);
         if shared.group.leader() != Leader::Unknown

@@ -68,12 +68,21 @@ pub(crate) struct Member {
     pub(crate) address: String,
 }
 
+/// In tests of this crate's insides chance comes from a seed, so that a simulation can be repeated.
+#[cfg(test)]
+pub(crate) type SimulatedRuntime = openraft_rt::deterministic_rng::DeterministicRng<openraft::impls::TokioRuntime>;
+#[cfg(test)]
+pub(crate) type Runtime = SimulatedRuntime;
+#[cfg(not(test))]
+pub(crate) type Runtime = openraft::impls::TokioRuntime;
+
 openraft::declare_raft_types!(
     pub(crate) Types:
         D = Batch,
         R = Outcomes,
         NodeId = u64,
         Node = Member,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type Raft = openraft::Raft<Types, machine::StateMachine>;

@@ -19,6 +19,7 @@ use tracing::Instrument;
 
 use crate::MemberId;
 use crate::metrics::Metrics;
+use crate::mvcc;
 use crate::raft::machine::Frozen;
 use crate::raft::{Member, SnapshotOf, Types, Vote};
 use crate::wire::link::{Chain, Link, LinkError, Links};
@@ -127,11 +128,7 @@ impl Client {
                 answer => return Err(invalid(answer)),
             }
         }
-        let content = state.content();
-        // A pass over everything is too long for a task that others wait behind.
-        let digest = tokio::task::spawn_blocking(move || content.digest())
-            .await
-            .map_err(|error| LinkError::Unsendable(Arc::new(io::Error::other(error))))?;
+        let digest = mvcc::digest_in_steps(&state.content()).await;
         let end = Request::SnapshotEnd(SnapshotEnd { parts, digest });
         match self.link.call(&end, INSTALL_TIMEOUT).await? {
             Answer::SnapshotInstalled(vote) => Ok(vote),
