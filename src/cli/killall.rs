@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub fn main(args: &LocalArgs) -> anyhow::Result<()> {
     preflight::root()?;
-    if let Some(pid) = running_server(args) {
+    if let Some(pid) = running(args) {
         bail!("mussel runs here as process {pid}; stop the service first");
     }
     let mut left = Vec::new();
@@ -44,13 +44,14 @@ pub fn main(args: &LocalArgs) -> anyhow::Result<()> {
     }
 }
 
-/// A server on the same data directory holds its store's lock.
-fn running_server(args: &LocalArgs) -> Option<i32> {
+/// The process that runs this data directory's server or agent.
+pub fn running(args: &LocalArgs) -> Option<i32> {
     processes()
         .into_iter()
         .find(|(_, command)| {
             let words: Vec<&str> = command.iter().map(String::as_str).collect();
-            let is_server = words.first().is_some_and(|exe| exe.ends_with("mussel")) && words.get(1) == Some(&"server");
+            let is_mussel = words.first().is_some_and(|exe| exe.ends_with("mussel"));
+            let is_server = is_mussel && matches!(words.get(1), Some(&("server" | "agent")));
             let dir = words.iter().enumerate().find_map(|(at, word)| match *word {
                 "--data-dir" | "-d" => words.get(at + 1).copied(),
                 word => word.strip_prefix("--data-dir="),
