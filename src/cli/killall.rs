@@ -44,8 +44,8 @@ pub fn main(args: &LocalArgs) -> anyhow::Result<()> {
     }
 }
 
-/// The server or agent on the same data directory.
-fn running(args: &LocalArgs) -> Option<i32> {
+/// The process that runs this data directory's server or agent.
+pub fn running(args: &LocalArgs) -> Option<i32> {
     processes()
         .into_iter()
         .find(|(_, command)| {

@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod args;
+mod certificate;
 mod check_config;
 mod config_file;
 mod ctr;
@@ -19,6 +20,7 @@ mod reset;
 mod server;
 mod snapshots;
 mod store;
+mod token;
 
 use std::process::ExitCode;
 
@@ -70,6 +72,8 @@ fn run(cli: Cli, skipped: &[String]) -> anyhow::Result<ExitCode> {
             }
             agent::main(*args)?;
         }
+        Command::Certificate(args) => certificate::main(args)?,
+        Command::Token(args) => token::main(args)?,
         Command::Ctr(args) => ctr::main(&args)?,
         Command::Snapshot(args) => snapshots::command::main(&args)?,
         Command::Store(args) => store::main(&args)?,
