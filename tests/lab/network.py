@@ -103,7 +103,7 @@ class Wire:
 
     def __init__(self, link, machine):
         self.link, self.machine = link, machine
-        self.outer = f"to{machine.ip.rsplit('.', 1)[1]}"
+        self.outer = f"w{link.bridge[2:]}n{machine.ip.rsplit('.', 1)[1]}"
         self.relay = None
 
     def cut(self):

@@ -13,9 +13,22 @@ from lab.network import in_net
 # Answers with its name and the address the question came from.
 WHO = r"""
 mkdir -p /www/cgi-bin
-printf '#!/bin/sh\necho "Content-Type: text/plain"\necho\necho "$(hostname) $REMOTE_ADDR"\n' > /www/cgi-bin/who
+printf '#!/bin/sh\necho "Content-Type: text/plain"\necho\necho "$(hostname) $(echo $REMOTE_ADDR | sed "s/.*ffff://; s/]//")"\n' > /www/cgi-bin/who
 chmod +x /www/cgi-bin/who
 exec httpd -f -p 80 -h /www
+"""
+# The same on a machine, or outside of all.
+WHO_OUTSIDE = """
+import http.server, sys
+class Who(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{sys.argv[1]} {self.client_address[0]}".encode())
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("0.0.0.0", 7777), Who)
+print("up", flush=True)
+server.serve_forever()
 """
 
 
@@ -32,13 +45,13 @@ class Crossing(lab.ClusterCase):
     def ask_from_outside(self, host, port):
         return in_net(self.c.network.pid, f"curl -sSf -m 3 http://{host}:{port}/cgi-bin/who").strip()
 
-    def pod_per_machine(self, prefix):
+    def pod_per_machine(self, prefix, machines=None):
         """A pod on each machine that says who asks it; by name of the machine: (pod, address)."""
-        pods = {}
-        for machine in self.c.machines:
+        pods, machines = {}, machines or self.c.machines
+        for machine in machines:
             name = f"{prefix}-{machine.name}"
             self.m.run_pod(name, script=WHO, labels={"app": prefix}, spec={"nodeName": machine.name}, wait=False)
-        for machine in self.c.machines:
+        for machine in machines:
             name = f"{prefix}-{machine.name}"
             self.m.wait("pod/" + name, "condition=Ready", 60)
             pods[machine.name] = (name, self.m.pod(name)["status"]["podIP"])
@@ -51,11 +64,14 @@ class Crossing(lab.ClusterCase):
         return self.m.json("get", "service", name)["spec"]
 
     def everything_reaches_everything(self, prefix, machines):
-        pods = self.pod_per_machine(prefix)
+        pods = self.pod_per_machine(prefix, machines)
         ranges = {m.name: self.c.node(m)["spec"]["podCIDR"] for m in machines}
         self.assertEqual(len(set(ranges.values())), len(machines), ranges)
         cluster_ip = self.service(prefix, prefix)["clusterIP"]
         outside = self.c.network.links[0].router
+        self.answering(self.c.network.pid, "outside")
+        for machine in machines:
+            self.answering(machine.pid, machine.name)
         for one in machines:
             pod, ip = pods[one.name]
             for other in machines:
@@ -66,29 +82,21 @@ class Crossing(lab.ClusterCase):
                 with self.subTest(node=one.name, pod=name):
                     self.assertEqual(self.ask(one, address).split()[0], name)
                 with self.subTest(pod=pod, node=other.name):
-                    # The kubelet's port answers a plain request, badly but at once.
-                    code = self.m.kubectl("exec", pod, "--", "nc", "-z", "-w", "5", other.ip, "10250", check=False).code
-                    self.assertEqual(code, 0)
+                    self.assertEqual(self.ask_from_pod(pod, other.ip, 7777).split()[0], other.name)
             answers = {self.ask_from_pod(pod, cluster_ip).split()[0] for _ in range(8 * len(machines))}
             self.assertEqual(answers, {pods[m.name][0] for m in machines}, "a Service spreads over all nodes")
             answers = {self.ask(one, cluster_ip).split()[0] for _ in range(8 * len(machines))}
             self.assertEqual(answers, {pods[m.name][0] for m in machines})
-            self.assertEqual(self.seen_outside(pod, outside), one.ip, "outside, a pod is its node")
+            self.assertEqual(self.ask_from_pod(pod, outside, 7777), f"outside {one.ip}", "outside, a pod is its node")
 
-    def seen_outside(self, pod, address):
-        """The address from which a pod's connection arrives outside of the cluster."""
-        listen = ("import socket; s = socket.create_server(('0.0.0.0', 7777)); print('up', flush=True); "
-                  "c, a = s.accept(); print(a[0], flush=True)")
-        server = subprocess.Popen(["nsenter", "-t", str(self.c.network.pid), "-n", sys.executable, "-c", listen],
-                                  stdout=subprocess.PIPE, text=True)
-        try:
-            self.assertEqual(server.stdout.readline(), "up\n")
-            self.m.kubectl("exec", pod, "--", "nc", "-z", "-w", "5", address, "7777", check=False)
-            return server.stdout.readline().strip()
-        finally:
-            server.kill()
-            server.wait(5)
-            server.stdout.close()
+    def answering(self, pid, name):
+        """Starts a server on port 7777 in the network of a process; it ends with the test."""
+        server = subprocess.Popen(["nsenter", "-t", str(pid), "-n", sys.executable, "-c", WHO_OUTSIDE, name],
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self.addCleanup(server.stdout.close)
+        self.addCleanup(server.wait, 10)
+        self.addCleanup(server.kill)
+        self.assertEqual(server.stdout.readline(), "up\n")
 
 
 class Vxlan(Crossing):
@@ -106,12 +114,10 @@ class Vxlan(Crossing):
     def test_much_data_passes(self):
         pods = self.pod_per_machine("much")
         near, far = pods["agent1"], pods["agent2"]
-        script = "dd if=/dev/zero bs=65536 count=64 2>/dev/null | nc -w 20 -l -p 9000"
-        server = self.m.spawn(lab.KUBECTL, "exec", near[0], "--", "sh", "-c", script)
-        count = wait_for("all of it", lambda: int(self.m.out(
-            "exec", far[0], "--", "sh", "-c", f"nc -w 20 {near[1]} 9000 </dev/null | wc -c") or 0), 30)
-        self.assertEqual(count, 64 * 65536)
-        server.kill()
+        self.m.out("exec", near[0], "--", "dd", "if=/dev/zero", "of=/www/much", "bs=65536", "count=64")
+        get = f"printf 'GET /much HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {near[1]} 80 | wc -c"
+        count = int(self.m.out("exec", far[0], "--", "sh", "-c", get, timeout=60))
+        self.assertGreater(count, 64 * 65536)
 
     def test_node_ports_answer_on_every_node(self):
         self.m.run_pod("lone", script=WHO, spec={"nodeName": "agent2"})
@@ -285,6 +291,7 @@ class Death(Crossing):
 
     def test_a_node_that_is_cut_off(self):
         agent1, agent2 = self.c.agents
+        self.m.kubectl("label", "node", agent1.name, agent2.name, "lab=agent")
         self.m.apply({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
             "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": {
@@ -297,8 +304,6 @@ class Death(Crossing):
                                                    "whenUnsatisfiable": "ScheduleAnyway",
                                                    "labelSelector": {"matchLabels": {"app": "web"}}}],
                     "containers": [{"name": "main", "image": lab.BUSYBOX, "command": ["sh", "-c", WHO]}]}}}})
-        for agent in self.c.agents:
-            self.m.kubectl("label", "node", agent.name, "lab=agent")
         self.m.rolled_out("deployment/web", deadline=60)
         pods = self.m.json("get", "pods", "-l", "app=web")["items"]
         self.assertEqual({p["spec"]["nodeName"] for p in pods}, {"agent1", "agent2"})
