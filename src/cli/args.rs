@@ -330,6 +330,8 @@ pub struct BackupArgs {
 pub struct ServerArgs {
     #[command(flatten)]
     pub node: NodeArgs,
+    #[command(flatten)]
+    pub backup: BackupArgs,
 
     /// Write the admin's kubeconfig to this file
     #[arg(
@@ -465,9 +467,6 @@ pub struct NodeArgs {
     /// File that holds the token
     #[arg(long, env = "MUSSEL_TOKEN_FILE", value_name = "FILE", conflicts_with = "token", help_heading = "Cluster")]
     pub token_file: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub backup: BackupArgs,
 
     /// Name of the node (default: the host's name)
     #[arg(long, env = "MUSSEL_NODE_NAME", value_name = "NAME", help_heading = "Node")]
