@@ -248,6 +248,9 @@ impl Writer {
 
     /// Sleeps, and stashes what comes in. False when there is nobody left to write for.
     fn wait(&mut self, time: Duration) -> bool {
+        if self.given_up {
+            return false;
+        }
         let end = Instant::now() + time;
         // A clock of its own: this thread is not one of the runtime's. A disk that fails is rare.
         let Ok(clock) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
