@@ -302,6 +302,9 @@ impl From<CommitError> for Status {
             CommitError::NoLeader => Self::unavailable("the store has no leader; try again"),
             CommitError::Unwritable(cause) => Self::internal(format_args!("the store cannot write: {cause}")),
             CommitError::Refused { .. } => Self::internal("a precondition of the store did not hold"),
+            CommitError::Unknown => {
+                Self::new(504, "Timeout", "the store gave no answer in time; the request may still take effect")
+            }
             CommitError::Stopped => Self::unavailable("the store is stopped"),
         }
     }

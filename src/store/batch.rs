@@ -1,16 +1,14 @@
 //! Puts the Txns that wait into one Raft entry, so that they share one append and one fsync.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use openraft::errors::{ClientWriteError, RaftError};
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use crate::disk::space;
-use crate::disk::thread::Disk;
-use crate::raft::{Batch, Outcome, Raft};
+use crate::group::Group;
+use crate::group::propose::ProposeError;
+use crate::raft::{Batch, Outcome, ProposalId};
 use crate::{CommitError, Precondition, Revision, Txn};
 
 const TXNS_PER_ENTRY_MAX: usize = 512;
@@ -32,22 +30,24 @@ pub(crate) type Answer = Result<Revision, CommitError>;
 #[derive(Debug)]
 pub(crate) struct Proposal {
     pub(crate) txn: Txn,
+    /// When its caller no longer cares to wait.
+    pub(crate) deadline: Instant,
     pub(crate) answer: oneshot::Sender<Answer>,
 }
 
 pub(crate) struct Batcher {
     pub(crate) proposals: mpsc::Receiver<Proposal>,
-    pub(crate) raft: Raft,
-    pub(crate) disk: Disk,
-    pub(crate) dir: PathBuf,
-    pub(crate) free_bytes_min: u64,
+    pub(crate) group: Arc<Group>,
+    /// Which start of this member it is.
+    pub(crate) session: u64,
 }
 
 impl Batcher {
-    /// Proposes one entry at a time: what arrives meanwhile makes up the next one. Ends with `stop`.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Proposes one entry at a time: what arrives meanwhile makes up the next one. Ends with the group's stop.
+    pub(crate) async fn run(mut self) {
+        let stop = self.group.stop.clone();
         let mut left_over = None;
-        let mut failures = self.disk.failures();
+        let mut number = 0;
         loop {
             let first = match left_over.take() {
                 Some(proposal) => proposal,
@@ -61,6 +61,8 @@ impl Batcher {
                     },
                 },
             };
+            let Some(first) = in_time(first) else { continue };
+            let deadline = first.deadline;
             let mut bytes = txn_bytes(&first.txn);
             let mut txns = vec![first.txn];
             let mut answers = vec![first.answer];
@@ -68,6 +70,7 @@ impl Batcher {
                 && bytes < ENTRY_BYTES
                 && let Ok(next) = self.proposals.try_recv()
             {
+                let Some(next) = in_time(next) else { continue };
                 bytes += txn_bytes(&next.txn);
                 if bytes > ENTRY_BYTES {
                     left_over = Some(next);
@@ -76,68 +79,57 @@ impl Batcher {
                 txns.push(next.txn);
                 answers.push(next.answer);
             }
-            if let Err(error) = self.writable(bytes) {
-                refuse_all(answers, &Arc::new(error));
-                continue;
-            }
+            number += 1;
+            let id = ProposalId { member: self.group.member(), session: self.session, number };
+            let batch = Batch { id: Some(id), txns: Arc::new(txns) };
             let result = tokio::select! {
                 biased;
-                result = self.raft.client_write(Batch(Arc::new(txns))) => result,
+                result = self.group.propose(&batch, deadline) => result,
                 // The outcome is unknown then, and that is what a dropped answer says.
                 () = stop.cancelled() => break,
-                // So it is here: what is in flight is written once the disk works again.
-                Ok(_) = failures.wait_for(Option::is_some) => continue,
             };
-            self.answer(answers, result);
+            answer(answers, result);
         }
         self.proposals.close();
     }
-
-    /// Refuses what would have to wait for a disk that fails, or would fill it: a refusal is a clear answer, and what is
-    /// in flight when the disk is full has none.
-    fn writable(&self, bytes: usize) -> io::Result<()> {
-        if let Some(error) = self.disk.failed() {
-            return Err(io::Error::new(error.kind(), error.to_string()));
-        }
-        let free = space::free_bytes(&self.dir)?;
-        if free < self.free_bytes_min.saturating_add(4 * bytes as u64) {
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
-        }
-        Ok(())
-    }
-
-    fn answer(
-        &self,
-        answers: Vec<oneshot::Sender<Answer>>,
-        result: Result<
-            openraft::raft::ClientWriteResponse<crate::raft::Types>,
-            RaftError<crate::raft::Types, ClientWriteError<crate::raft::Types>>,
-        >,
-    ) {
-        match result {
-            Ok(response) => {
-                for (answer, outcome) in answers.into_iter().zip(response.data.0) {
-                    // Whoever gave up waiting does not need the answer.
-                    let _ = answer.send(match outcome {
-                        Outcome::Committed(revision) => Ok(revision),
-                        Outcome::Refused { index, current } => Err(CommitError::Refused { index, current }),
-                    });
-                }
-            }
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
-                for answer in answers {
-                    let _ = answer.send(Err(CommitError::NoLeader));
-                }
-            }
-            // Dropped answers: the outcome is unknown.
-            Err(error) => tracing::error!(%error, cause = ?self.disk.failed(), "commit failed"),
-        }
-    }
 }
 
-fn refuse_all(answers: Vec<oneshot::Sender<Answer>>, error: &Arc<io::Error>) {
-    tracing::warn!(%error, "writes are refused");
-    for answer in answers {
-        let _ = answer.send(Err(CommitError::Unwritable(error.clone())));
+/// `None` for a proposal that waited so long that its caller is told, or has gone.
+fn in_time(proposal: Proposal) -> Option<Proposal> {
+    if proposal.answer.is_closed() {
+        return None;
+    }
+    if Instant::now() >= proposal.deadline {
+        let _ = proposal.answer.send(Err(CommitError::NoLeader));
+        return None;
+    }
+    Some(proposal)
+}
+
+fn answer(answers: Vec<oneshot::Sender<Answer>>, result: Result<Vec<Outcome>, ProposeError>) {
+    // Whoever gave up waiting does not need the answer.
+    let all = |answers: Vec<oneshot::Sender<Answer>>, error: &dyn Fn() -> CommitError| {
+        for answer in answers {
+            let _ = answer.send(Err(error()));
+        }
+    };
+    match result {
+        Ok(outcomes) => {
+            for (answer, outcome) in answers.into_iter().zip(outcomes) {
+                let _ = answer.send(match outcome {
+                    Outcome::Committed(revision) => Ok(revision),
+                    Outcome::Refused { index, current } => Err(CommitError::Refused { index, current }),
+                    Outcome::Stale => Err(CommitError::Unknown),
+                });
+            }
+        }
+        Err(ProposeError::NoLeader) => all(answers, &|| CommitError::NoLeader),
+        Err(ProposeError::Unknown) => all(answers, &|| CommitError::Unknown),
+        Err(ProposeError::Unwritable(error)) => {
+            tracing::warn!(%error, "writes are refused");
+            let error: Arc<io::Error> = Arc::new(error);
+            all(answers, &|| CommitError::Unwritable(error.clone()));
+        }
+        Err(ProposeError::Stopped) => all(answers, &|| CommitError::Stopped),
     }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::{Peer, Timing, WireVersions};
+
 /// What [`crate::Store::open`] needs to know. `Config::new(dir)` is right for a server on a small machine.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -13,6 +15,8 @@ pub struct Config {
     pub checkpoint_interval: Duration,
     /// A checkpoint is made at once when the log has grown by this much. The log holds twice as much at most.
     pub log_bytes_max: u64,
+    /// Entries before a checkpoint that a member of a group keeps for others that lag: who lacks more gets a snapshot.
+    pub log_entries_kept: u64,
     /// How much history is kept for watches and for snapshots of past revisions.
     pub history_bytes_max: usize,
     /// As `history_bytes_max`, counted in revisions.
@@ -29,6 +33,12 @@ pub struct Config {
     pub scrub_interval: Duration,
     /// The engine's page cache. The store reads from memory, so that this only serves writing.
     pub cache_bytes: u64,
+    /// How the other members are reached, and they reach this one. Without it the member stays alone.
+    pub peer: Option<Peer>,
+    pub timing: Timing,
+    /// For tests of upgrades.
+    #[doc(hidden)]
+    pub wire_versions: WireVersions,
 }
 
 impl Config {
@@ -38,6 +48,7 @@ impl Config {
             // Recovery from 8 MiB of log takes a fraction of a second, so that only the log's size needs a bound.
             checkpoint_interval: Duration::from_secs(3600),
             log_bytes_max: 4 << 20,
+            log_entries_kept: 2000,
             history_bytes_max: 8 << 20,
             history_revisions_max: 20_000,
             history_age_max: Duration::from_secs(3600),
@@ -46,6 +57,9 @@ impl Config {
             free_bytes_min: 16 << 20,
             scrub_interval: Duration::from_secs(24 * 3600),
             cache_bytes: 8 << 20,
+            peer: None,
+            timing: Timing::default(),
+            wire_versions: WireVersions::NOW,
         }
     }
 }

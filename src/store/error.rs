@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::{ClusterId, MemberId};
+
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("create store directory {}", dir.display())]
@@ -29,6 +31,16 @@ pub enum OpenError {
     FlushNotDurable,
     #[error("open database {}", file.display())]
     Engine { file: PathBuf, source: io::Error },
+    /// Final: nothing of the group is to be had with this directory any more.
+    #[error("store directory {} belongs to member {member:016x}, which was removed from its cluster; remove the directory to join anew", dir.display())]
+    Removed { dir: PathBuf, member: MemberId },
+    #[error("store directory {} belongs to cluster {found}, not to {wanted}", dir.display())]
+    OtherCluster { dir: PathBuf, found: ClusterId, wanted: ClusterId },
+    /// The member never became one; only [`crate::Store::join`] can go on.
+    #[error("store directory {} belongs to a member that has not finished joining its cluster", dir.display())]
+    NotJoined { dir: PathBuf },
+    #[error("store directory {} belongs to a member of a group, and no way to the others is configured", dir.display())]
+    NoTransport { dir: PathBuf },
     #[error("start raft: {detail}")]
     Raft { detail: String },
 }

@@ -17,18 +17,26 @@ mod batch;
 mod config;
 mod disk;
 mod error;
+mod group;
 mod history;
 mod metrics;
 mod mvcc;
+mod peers;
 mod raft;
+#[cfg(test)]
+mod sim;
 mod store;
 mod types;
 mod watch;
+mod wire;
 
 pub use config::Config;
 pub use error::OpenError;
 pub use metrics::Metrics;
 pub use mvcc::Snapshot;
+pub use peers::*;
 pub use store::Store;
 pub use types::*;
 pub use watch::Watch;
+#[doc(hidden)]
+pub use wire::hello::WireVersions;

@@ -29,11 +29,29 @@ pub struct Metrics {
     pub has_leader: Gauge,
     pub is_leader: Gauge,
     pub leader_changes: Counter,
+    pub is_learner: Gauge,
+    /// From a question to another member to its answer, of whatever kind.
+    pub peer_round_trip_seconds: Histogram,
+    pub peer_connections: Gauge,
+    pub peer_refused: Counter,
+    /// Whole snapshots, to one member.
+    pub snapshot_send_seconds: Histogram,
+    pub snapshot_send_failures: Counter,
+    pub snapshot_sent_bytes: Counter,
+    /// From the first part of a snapshot to its installation.
+    pub snapshot_receive_seconds: Histogram,
+    /// Linearizable reads that found no leader in time.
+    pub reads_failed: Counter,
 }
 
 fn seconds() -> Histogram {
     // 62 us to 2 s.
     Histogram::new(exponential_buckets(0.000_062_5, 2.0, 16))
+}
+
+fn long() -> Histogram {
+    // 10 ms to 5 min.
+    Histogram::new(exponential_buckets(0.01, 2.0, 16))
 }
 
 impl Default for Metrics {
@@ -57,6 +75,15 @@ impl Default for Metrics {
             has_leader: Gauge::default(),
             is_leader: Gauge::default(),
             leader_changes: Counter::default(),
+            is_learner: Gauge::default(),
+            peer_round_trip_seconds: seconds(),
+            peer_connections: Gauge::default(),
+            peer_refused: Counter::default(),
+            snapshot_send_seconds: long(),
+            snapshot_send_failures: Counter::default(),
+            snapshot_sent_bytes: Counter::default(),
+            snapshot_receive_seconds: long(),
+            reads_failed: Counter::default(),
         }
     }
 }
@@ -82,6 +109,24 @@ impl Metrics {
         registry.register("slow_watchers_cut_off", "Watches cut off for being slow", self.watchers_cut_off.clone());
         registry.register("has_leader", "1 when a leader is known", self.has_leader.clone());
         registry.register("is_leader", "1 when this member leads", self.is_leader.clone());
+        registry.register("is_learner", "1 while this member does not vote", self.is_learner.clone());
+        let round_trip = self.peer_round_trip_seconds.clone();
+        registry.register(
+            "peer_round_trip_time_seconds",
+            "From a question to another member to its answer",
+            round_trip,
+        );
+        registry.register("peer_connections", "Connections of other members", self.peer_connections.clone());
+        registry.register("peer_refused", "Connections that were refused", self.peer_refused.clone());
+        let sent = self.snapshot_send_seconds.clone();
+        registry.register("snapshot_send_duration_seconds", "Snapshots to other members", sent);
+        let failed = self.snapshot_send_failures.clone();
+        registry.register("snapshot_send_failures", "Snapshots that were not sent to their end", failed);
+        let bytes = self.snapshot_sent_bytes.clone();
+        registry.register("snapshot_sent_bytes", "Snapshots to other members", bytes);
+        let received = self.snapshot_receive_seconds.clone();
+        registry.register("snapshot_receive_duration_seconds", "Snapshots of the leader, to installation", received);
+        registry.register("reads_failed", "Linearizable reads without a leader", self.reads_failed.clone());
         registry.register("leader_changes_seen", "Leader changes seen", self.leader_changes.clone());
     }
 }

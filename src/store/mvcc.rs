@@ -145,6 +145,59 @@ impl Snapshot {
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
+
+    /// A hash over all keys, revisions and values: equal for equal contents, on whatever member. Reads everything.
+    pub fn digest(&self) -> u64 {
+        let mut hash = ContentHash::default();
+        hash.word(self.revision.0);
+        for (key, versioned) in &self.map {
+            hash.entry(key, versioned);
+        }
+        hash.finish()
+    }
+}
+
+/// As [`Snapshot::digest`], step by step: a pass over everything is too long for a task that others wait behind.
+pub(crate) async fn digest_in_steps(snapshot: &Snapshot) -> u64 {
+    let mut hash = ContentHash::default();
+    hash.word(snapshot.revision.0);
+    for (index, (key, versioned)) in snapshot.map.iter().enumerate() {
+        hash.entry(key, versioned);
+        if index % 256 == 255 {
+            tokio::task::yield_now().await;
+        }
+    }
+    hash.finish()
+}
+
+/// A hash of eight bytes at a time, to notice damage and to compare what members hold; not made against ill will.
+#[derive(Debug, Default)]
+pub(crate) struct ContentHash(u64);
+
+impl ContentHash {
+    pub(crate) fn word(&mut self, word: u64) {
+        let mixed = (self.0.rotate_left(29) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        self.word(bytes.len() as u64);
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.word(u64::from_le_bytes(word));
+        }
+    }
+
+    pub(crate) fn entry(&mut self, key: &[u8], versioned: &Versioned) {
+        self.bytes(key);
+        self.word(versioned.revision.0);
+        self.bytes(&versioned.value);
+    }
+
+    pub(crate) fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// Takes back what `commits`, oldest first and without a gap, have done to `map`.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -18,19 +18,39 @@ use tokio_util::task::TaskTracker;
 
 use crate::backup::{self, BackupError};
 use crate::batch::{Batcher, Proposal, txn_bytes};
+use crate::disk::database::Database;
 use crate::disk::engine::{Engine, Space, Writes};
-use crate::disk::identity::{self, Identity, Marker};
+use crate::disk::identity::{self, Identity, Marker, Standing};
 use crate::disk::lock::DirLock;
 use crate::disk::thread::{Disk, OPEN_FREE_BYTES_MIN};
 use crate::disk::{durable, inspect, scrub, space};
+use crate::group::Group;
+use crate::group::join::Joined;
+use crate::group::read::{READS_MAX, ReadAnswer};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, Snapshot};
 use crate::raft::log::LogStore;
 use crate::raft::machine::{Machine, StateMachine};
-use crate::raft::network::Alone;
+use crate::raft::network::Network;
 use crate::raft::{Member, Raft};
 use crate::watch::Watch;
-use crate::{CommitError, Config, Freshness, OpenError, ReadError, Revision, Txn, WatchError};
+use crate::wire::link::{Chain, Links};
+use crate::wire::serve::Complaints;
+use crate::{ClusterId, CommitError, Config, Freshness, OpenError, ReadError, Revision, Timing, Txn, WatchError};
+
+/// How often this member was started: tells its proposals of one start from those of another.
+const SESSION: &[u8] = b"session";
+
+/// What to do with a directory that has no data.
+#[derive(Clone, Debug)]
+pub(crate) enum Beginning {
+    /// Found a cluster.
+    Open,
+    Join {
+        cluster: ClusterId,
+        seeds: Vec<String>,
+    },
+}
 
 /// Txns that wait to be put into an entry. Whoever comes then waits too.
 const PROPOSALS_MAX: usize = 1024;
@@ -38,23 +58,28 @@ const PROPOSALS_MAX: usize = 1024;
 /// How long parts that are told to stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a leader that stops may take to hand over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A replicated, versioned key space. A clone is another handle to the same store.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-struct Shared {
-    machine: Arc<Machine>,
-    raft: Raft,
+pub(crate) struct Shared {
+    pub(crate) group: Arc<Group>,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) raft: Raft,
     disk: Mutex<Option<Disk>>,
     proposals: mpsc::Sender<Proposal>,
+    reads: mpsc::Sender<ReadAnswer>,
     leader: watch::Receiver<bool>,
-    /// This member is the whole group: what it has applied is what is committed.
-    alone: Arc<AtomicBool>,
-    cluster: u128,
+    pub(crate) joined: watch::Receiver<Joined>,
+    pub(crate) complaints: Complaints,
+    leader_timeout: Duration,
     txn_bytes_max: usize,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
     stop: CancellationToken,
     tasks: TaskTracker,
     closed: Mutex<Option<oneshot::Receiver<()>>>,
@@ -77,26 +102,36 @@ impl Drop for Shared {
 }
 
 impl Store {
-    /// Opens the store in `config.dir`, or founds a new one there, as a Raft group of one. Returns once it leads and has
-    /// applied everything that was ever acknowledged.
+    /// Opens the store in `config.dir`, or founds a new one there, as a group of one.
+    ///
+    /// A member that is a group by itself leads and has applied everything that was ever acknowledged when this returns.
+    /// One of several returns at once, so that [`Store::serve_peer`] can be called: commits and linearizable reads wait
+    /// for a leader then.
     ///
     /// # Errors
-    /// All leave the disk as it was. `Locked`: another process has it. `Lost`, `Corrupt`: see there.
+    /// All leave the disk as it was. `Locked`: another process has it. `Lost`, `Corrupt`, `Removed`, `NotJoined`: see
+    /// there.
     pub async fn open(config: Config) -> Result<Store, OpenError> {
+        Self::begin(config, Beginning::Open).await
+    }
+
+    pub(crate) async fn begin(config: Config, beginning: Beginning) -> Result<Store, OpenError> {
         if !durable::is_in_force() {
             return Err(OpenError::FlushNotDurable);
         }
         let metrics = Metrics::default();
         let opening = config.clone();
         let opening_metrics = metrics.clone();
+        let opening_beginning = beginning.clone();
         // The database is read with blocking calls.
-        let task = tokio::task::spawn_blocking(move || open_disk(&opening, opening_metrics));
+        let task = tokio::task::spawn_blocking(move || open_disk(&opening, &opening_beginning, opening_metrics));
         let opened = task.await.map_err(|e| OpenError::Raft { detail: e.to_string() })??;
-        start(config, metrics, opened).await
+        start(config, beginning, metrics, opened).await
     }
 
     /// Applies `txn` as a whole, or not at all. It is durable when this returns `Ok`, and every read that starts later
-    /// sees it. The revision is the new one, or the current one if `txn` changed nothing.
+    /// sees it. The revision is the new one, or the current one if `txn` changed nothing. May be called on any member.
+    /// Without a leader it waits for one, for [`crate::Timing::leader_timeout`] or a little more.
     ///
     /// # Cancel safety
     /// Not cancel-safe: a dropped call may or may not be applied.
@@ -107,7 +142,7 @@ impl Store {
             return Err(CommitError::TooLarge { bytes, bytes_max: shared.txn_bytes_max });
         }
         // What cannot hold need not be written down to be refused, where there is nobody else who could know better.
-        if shared.alone.load(Ordering::Acquire)
+        if self.is_alone()
             && let snapshot = shared.machine.newest()
             && let Some((index, current)) = mvcc::refusal(snapshot.map(), &txn)
         {
@@ -119,7 +154,8 @@ impl Store {
         }
         let start = Instant::now();
         let (answer, answered) = oneshot::channel();
-        shared.proposals.send(Proposal { txn, answer }).await.map_err(|_| CommitError::Stopped)?;
+        let deadline = tokio::time::Instant::now() + shared.leader_timeout;
+        shared.proposals.send(Proposal { txn, deadline, answer }).await.map_err(|_| CommitError::Stopped)?;
         let result = {
             let _pending = Pending::new(&shared.metrics);
             answered.await.unwrap_or(Err(CommitError::Stopped))
@@ -133,17 +169,21 @@ impl Store {
         result
     }
 
+    /// This member is the whole group: what it has applied is what is committed.
+    fn is_alone(&self) -> bool {
+        *self.shared.leader.borrow() && self.shared.machine.is_sole_voter()
+    }
+
     /// The newest state, as fresh as asked for. Never touches the disk.
     pub async fn snapshot(&self, freshness: Freshness) -> Result<Snapshot, ReadError> {
         let shared = &self.shared;
         if shared.stop.is_cancelled() {
             return Err(ReadError::Stopped);
         }
-        if freshness == Freshness::Linearizable && !shared.alone.load(Ordering::Acquire) {
-            shared.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| match error {
-                openraft::errors::RaftError::APIError(_) => ReadError::NoLeader,
-                openraft::errors::RaftError::Fatal(_) => ReadError::Stopped,
-            })?;
+        if freshness == Freshness::Linearizable && !self.is_alone() {
+            let (answer, answered) = oneshot::channel();
+            shared.reads.send(answer).await.map_err(|_| ReadError::Stopped)?;
+            answered.await.unwrap_or(Err(ReadError::Stopped))?;
         }
         Ok(shared.machine.newest())
     }
@@ -194,7 +234,7 @@ impl Store {
         let path = path.into();
         let snapshot = self.snapshot(Freshness::Linearizable).await?;
         let header = backup::Header {
-            cluster: format!("{:032x}", self.shared.cluster),
+            cluster: format!("{:032x}", self.shared.group.identity.cluster),
             revision: snapshot.revision().0,
             keys: snapshot.len() as u64,
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -218,9 +258,16 @@ impl Store {
     }
 
     /// Stops everything and closes the database; the directory can be opened again when this returns. Commits that
-    /// wait end with `Stopped`. Works for all handles.
+    /// wait end with `Stopped`. Works for all handles. A leader hands over first, so that the others need no election.
     pub async fn shutdown(self) {
         let shared = &self.shared;
+        if *shared.leader.borrow() && shared.group.membership().voter_ids().count() > 1 {
+            match tokio::time::timeout(HAND_OVER_TIMEOUT, shared.group.lead_transfer(None)).await {
+                Ok(Ok(leader)) => tracing::info!(leader = format!("{leader:016x}"), "handed leadership over"),
+                Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "did not hand leadership over"),
+                Err(_) => tracing::warn!("did not hand leadership over in time"),
+            }
+        }
         shared.stop.cancel();
         shared.machine.stop();
         shared.give_up();
@@ -259,19 +306,23 @@ impl Drop for Pending<'_> {
     }
 }
 
-struct Opened {
-    disk: Disk,
-    closed: oneshot::Receiver<()>,
-    log: LogStore,
-    machine: Arc<Machine>,
-    identity: Identity,
+pub(crate) struct Opened {
+    pub(crate) disk: Disk,
+    pub(crate) closed: oneshot::Receiver<()>,
+    pub(crate) log: LogStore,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) identity: Identity,
+    pub(crate) session: u64,
 }
 
-fn open_disk(config: &Config, metrics: Metrics) -> Result<Opened, OpenError> {
+fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result<Opened, OpenError> {
     let dir = config.dir.as_path();
     create_dir(dir)?;
     let lock = DirLock::take(dir)?;
     let marker = identity::read(dir)?;
+    if let Some(marker) = &marker {
+        admit(config, beginning, marker)?;
+    }
     if let Some(marker) = &marker
         && !dir.join("sled").join("db").exists()
     {
@@ -287,15 +338,17 @@ fn open_disk(config: &Config, metrics: Metrics) -> Result<Opened, OpenError> {
     }
 
     let (engine, closed) = Engine::open(dir, config.cache_bytes, lock)?;
-    let identity = settle_identity(dir, &engine, marker)?;
+    let (identity, standing) = settle_identity(dir, &engine, marker, beginning)?;
+    let session =
+        next_session(&engine).map_err(|source| OpenError::Engine { file: engine.file().to_path_buf(), source })?;
     let file = engine.file().to_path_buf();
     let damaged = |source: io::Error| match source.kind() {
         io::ErrorKind::InvalidData => OpenError::Corrupt { file: file.clone(), detail: source.to_string() },
         _ => OpenError::Engine { file: file.clone(), source },
     };
-    let disk = Disk::start(engine, dir.to_path_buf(), metrics.clone()).map_err(damaged)?;
+    let disk = Disk::start(Database::Engine(engine), dir.to_path_buf(), metrics.clone()).map_err(damaged)?;
     let recover = || -> Result<(Arc<Machine>, LogStore), OpenError> {
-        let machine = Machine::open(&disk, config, metrics).map_err(damaged)?;
+        let machine = Machine::open(&disk, config, identity, standing, metrics).map_err(damaged)?;
         let log = LogStore::open(disk.clone(), machine.applied_index()).map_err(damaged)?;
         if let Some(marker) = marker
             && machine.applied_index().load(Ordering::Acquire) < marker.checkpointed
@@ -303,11 +356,21 @@ fn open_disk(config: &Config, metrics: Metrics) -> Result<Opened, OpenError> {
             let detail = format!("goes back behind log index {}, which was on disk", marker.checkpointed);
             return Err(OpenError::Lost { dir: dir.to_path_buf(), detail });
         }
+        let membership = machine.membership();
+        if membership.voter_ids().any(|voter| voter == identity.member) {
+            machine.stands(Standing::Member);
+        } else if standing == Standing::Joining && matches!(beginning, Beginning::Open) {
+            return Err(OpenError::NotJoined { dir: dir.to_path_buf() });
+        }
+        if config.peer.is_none() && membership.membership().nodes().count() > 1 {
+            return Err(OpenError::NoTransport { dir: dir.to_path_buf() });
+        }
         Ok((machine, log))
     };
     match recover() {
-        Ok((machine, log)) => Ok(Opened { disk, closed, log, machine, identity }),
+        Ok((machine, log)) => Ok(Opened { disk, closed, log, machine, identity, session }),
         Err(error) => {
+            disk.give_up();
             drop(disk);
             // The lock is free again when the caller hears of it. This resolves by being dropped.
             let _ = closed.blocking_recv();
@@ -323,9 +386,45 @@ fn create_dir(dir: &Path) -> Result<(), OpenError> {
     created.map_err(|source| OpenError::Create { dir: dir.to_path_buf(), source })
 }
 
+/// Whether a directory with data may be opened as it is asked for.
+fn admit(config: &Config, beginning: &Beginning, marker: &Marker) -> Result<(), OpenError> {
+    let dir = config.dir.clone();
+    let Identity { cluster, member } = marker.identity;
+    if let Beginning::Join { cluster: wanted, .. } = beginning
+        && wanted.0 != cluster
+    {
+        return Err(OpenError::OtherCluster { dir, found: ClusterId(cluster), wanted: *wanted });
+    }
+    if marker.standing == Standing::Removed {
+        return Err(OpenError::Removed { dir, member });
+    }
+    Ok(())
+}
+
+/// Counts this start. On disk when it returns.
+fn next_session(engine: &Engine) -> io::Result<u64> {
+    let last = match engine.get(Space::Meta, SESSION)? {
+        Some(record) => record
+            .as_slice()
+            .try_into()
+            .map(u64::from_le_bytes)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the count of starts is damaged"))?,
+        None => 0,
+    };
+    let mut writes = Writes::default();
+    writes.put(Space::Meta, SESSION, (last + 1).to_le_bytes().to_vec());
+    engine.write(&writes)?;
+    Ok(last + 1)
+}
+
 /// Holds the database's identity against the marker's. A fresh directory gets both, the database first: a marker alone
 /// always means that a database was lost.
-fn settle_identity(dir: &Path, engine: &Engine, marker: Option<Marker>) -> Result<Identity, OpenError> {
+fn settle_identity(
+    dir: &Path,
+    engine: &Engine,
+    marker: Option<Marker>,
+    beginning: &Beginning,
+) -> Result<(Identity, Standing), OpenError> {
     let read = |source| OpenError::Engine { file: engine.file().to_path_buf(), source };
     let write = |source| OpenError::Write { file: dir.join("identity"), source };
     let record = engine.get(Space::Meta, identity::RECORD).map_err(read)?;
@@ -334,7 +433,7 @@ fn settle_identity(dir: &Path, engine: &Engine, marker: Option<Marker>) -> Resul
         None => None,
     };
     match (stored, marker) {
-        (Some(stored), Some(marker)) if stored == marker.identity => Ok(stored),
+        (Some(stored), Some(marker)) if stored == marker.identity => Ok((stored, marker.standing)),
         (Some(_), Some(_)) => {
             let detail = "belongs to another cluster or member".to_string();
             Err(OpenError::Lost { dir: dir.to_path_buf(), detail })
@@ -345,96 +444,169 @@ fn settle_identity(dir: &Path, engine: &Engine, marker: Option<Marker>) -> Resul
         }
         // The first start ended between the two.
         (Some(identity), None) => {
-            identity::write(dir, &Marker { identity, checkpointed: 0 }).map_err(write)?;
-            Ok(identity)
+            let standing = begins_as(beginning);
+            let marker = Marker { identity, checkpointed: 0, standing };
+            if let Beginning::Join { cluster: wanted, .. } = beginning
+                && wanted.0 != identity.cluster
+            {
+                let found = ClusterId(identity.cluster);
+                return Err(OpenError::OtherCluster { dir: dir.to_path_buf(), found, wanted: *wanted });
+            }
+            identity::write(dir, &marker).map_err(write)?;
+            Ok((identity, standing))
         }
         (None, None) => {
-            let identity = Identity::found().map_err(write)?;
+            let identity = match beginning {
+                Beginning::Open => Identity::found(),
+                Beginning::Join { cluster, .. } => Identity::join(cluster.0),
+            };
+            let (identity, standing) = (identity.map_err(write)?, begins_as(beginning));
             let mut writes = Writes::default();
             identity.record(&mut writes);
             engine.write(&writes).map_err(read)?;
             identity::sync_dir(&dir.join("sled")).map_err(write)?;
-            identity::write(dir, &Marker { identity, checkpointed: 0 }).map_err(write)?;
-            Ok(identity)
+            identity::write(dir, &Marker { identity, checkpointed: 0, standing }).map_err(write)?;
+            Ok((identity, standing))
         }
     }
 }
 
-fn raft_config() -> openraft::Config {
+fn begins_as(beginning: &Beginning) -> Standing {
+    match beginning {
+        Beginning::Open => Standing::Member,
+        Beginning::Join { .. } => Standing::Joining,
+    }
+}
+
+fn raft_config(timing: &Timing) -> openraft::Config {
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     openraft::Config {
         cluster_name: "mussel".to_string(),
-        heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1000,
+        heartbeat_interval: milliseconds(timing.heartbeat_interval),
+        election_timeout_min: milliseconds(timing.election_timeout_min),
+        election_timeout_max: milliseconds(timing.election_timeout_max),
         // A lone member has nobody to hear from or to beat for; a tick would only wake the processor.
         enable_tick: false,
         enable_heartbeat: false,
         enable_pre_vote: Some(true),
         // A leader's state may be behind what it acknowledged until its new term's first entry is applied.
         enable_leader_restore: Some(false),
-        // Checkpoints are ours to time; what they hold is purged from the log at once.
+        // Checkpoints are ours to time, and so is what is purged from the log after them.
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: 0,
+        max_in_snapshot_log_to_keep: u64::MAX,
         ..openraft::Config::default()
     }
 }
 
-async fn start(config: Config, metrics: Metrics, opened: Opened) -> Result<Store, OpenError> {
-    let Opened { disk, closed, log, machine, identity } = opened;
-    let failed = |detail: String| OpenError::Raft { detail };
-    let raft_config = raft_config().validate().map_err(|e| failed(e.to_string()))?;
-    let state_machine = StateMachine { machine: machine.clone(), disk: disk.clone(), identity };
-    let raft = Raft::new(identity.member, Arc::new(raft_config), Alone, log, state_machine)
-        .await
-        .map_err(|e| failed(e.to_string()))?;
-    if !raft.is_initialized().await.map_err(|e| failed(e.to_string()))? {
-        let members = std::collections::BTreeMap::from([(identity.member, Member::default())]);
-        raft.initialize(members).await.map_err(|e| failed(e.to_string()))?;
-    }
-    if !raft.is_leader() {
-        raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
-    }
-    // The new term's first entry is applied after everything that was acknowledged in older terms.
-    raft.wait(Some(Duration::from_secs(30)))
-        .metrics(|m| m.current_leader == Some(identity.member), "leadership")
-        .await
-        .map_err(|e| failed(e.to_string()))?;
-    raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|e| failed(e.to_string()))?;
+/// How the group knows this member.
+fn own_record(config: &Config) -> Member {
+    config
+        .peer
+        .as_ref()
+        .map_or_else(Member::default, |peer| Member { name: peer.name.clone(), address: peer.address.clone() })
+}
 
+pub(crate) async fn start(
+    config: Config,
+    beginning: Beginning,
+    metrics: Metrics,
+    opened: Opened,
+) -> Result<Store, OpenError> {
+    let Opened { disk, closed, log, machine, identity, session } = opened;
+    let failed = |detail: String| OpenError::Raft { detail };
+    let raft_config = raft_config(&config.timing).validate().map_err(|e| failed(e.to_string()))?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let (proposals, proposed) = mpsc::channel(PROPOSALS_MAX);
-    let batcher = Batcher {
-        proposals: proposed,
+    let links = Links::new(
+        ClusterId(identity.cluster),
+        identity.member,
+        config.wire_versions,
+        config.peer.as_ref().map(|peer| peer.transport.clone()),
+        config.timing.connect_timeout,
+        tasks.clone(),
+        stop.clone(),
+        metrics.clone(),
+    );
+    let network = Network { own: identity.member, links: links.clone(), metrics: metrics.clone() };
+    let state_machine = StateMachine { machine: machine.clone(), disk: disk.clone() };
+    let raft = Raft::new(identity.member, Arc::new(raft_config), network, log, state_machine)
+        .await
+        .map_err(|e| failed(e.to_string()))?;
+    let joining = *machine.standing().borrow() == Standing::Joining;
+    if !joining && !raft.is_initialized().await.map_err(|e| failed(e.to_string()))? {
+        let members = std::collections::BTreeMap::from([(identity.member, own_record(&config))]);
+        raft.initialize(members).await.map_err(|e| failed(e.to_string()))?;
+    }
+    let lone = {
+        let metrics = raft.server_metrics();
+        let now = metrics.borrow_watched();
+        now.membership_config.voter_ids().eq([identity.member])
+    };
+    if lone {
+        if !raft.is_leader() {
+            raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
+        }
+        // The new term's first entry is applied after everything that was acknowledged in older terms.
+        raft.wait(Some(Duration::from_secs(30)))
+            .metrics(|m| m.current_leader == Some(identity.member), "leadership")
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+        raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|e| failed(e.to_string()))?;
+    }
+
+    let group = Arc::new(Group {
+        identity,
         raft: raft.clone(),
-        disk: disk.clone(),
+        machine: machine.clone(),
+        links,
+        timing: config.timing,
+        versions: config.wire_versions,
+        metrics: metrics.clone(),
         dir: config.dir.clone(),
         free_bytes_min: config.free_bytes_min,
-    };
-    tasks.spawn(batcher.run(stop.clone()));
-    tasks.spawn(checkpoint(machine.clone(), raft.clone(), config.checkpoint_interval, stop.clone()));
+        failures: disk.failures(),
+        record: Mutex::new(config.peer.is_some().then(|| own_record(&config))),
+        changing: tokio::sync::Mutex::default(),
+        noted: watch::Sender::new(if joining { Standing::Joining } else { Standing::Member }),
+        heard: Mutex::new(tokio::time::Instant::now()),
+        stop: stop.clone(),
+    });
+    let (proposals, proposed) = mpsc::channel(PROPOSALS_MAX);
+    tasks.spawn(Batcher { proposals: proposed, group: group.clone(), session }.run());
+    let (reads, asked) = mpsc::channel(READS_MAX);
+    tasks.spawn(group.clone().answer_reads(asked));
+    tasks.spawn(checkpoint(machine.clone(), raft.clone(), config.clone(), stop.clone()));
     tasks.spawn(scrub::run(disk.clone(), metrics.clone(), config.scrub_interval, stop.clone()));
-    let alone = Arc::new(AtomicBool::new(true));
-    let (leads, leader) = watch::channel(true);
-    tasks.spawn(follow(raft.clone(), identity.member, leads, alone.clone(), metrics.clone(), stop.clone()));
+    let (leads, leader) = watch::channel(lone);
+    tasks.spawn(group.clone().keep(leads));
+    tasks.spawn(group.clone().promote());
+    tasks.spawn(group.clone().note_standing(disk.clone()));
+    let (tell_joined, joined) = watch::channel((!joining).then_some(Ok(())));
+    if joining && let Beginning::Join { seeds, .. } = beginning {
+        tasks.spawn(group.clone().join(seeds, tell_joined));
+    }
     if let Ok(bytes) = disk.engine().bytes_on_disk() {
         metrics.db_bytes.set(bytes as i64);
     }
     tracing::info!(
         dir = %config.dir.display(),
+        member = format!("{:016x}", identity.member),
         revision = machine.revision().0,
         keys = machine.newest().len(),
         "store is open"
     );
     Ok(Store {
         shared: Arc::new(Shared {
+            group,
             machine,
             raft,
             disk: Mutex::new(Some(disk)),
             proposals,
+            reads,
             leader,
-            alone,
-            cluster: identity.cluster,
+            joined,
+            complaints: Complaints::default(),
+            leader_timeout: config.timing.leader_timeout,
             txn_bytes_max: config.txn_bytes_max,
             metrics,
             stop,
@@ -446,7 +618,7 @@ async fn start(config: Config, metrics: Metrics, opened: Opened) -> Result<Store
 
 /// Checkpoints some time after the first change, so that a key that changes often is written once; or at once when the
 /// log has grown long.
-async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop: CancellationToken) {
+async fn checkpoint(machine: Arc<Machine>, raft: Raft, config: Config, stop: CancellationToken) {
     machine.freeze();
     loop {
         tokio::select! {
@@ -458,49 +630,24 @@ async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop:
             biased;
             () = stop.cancelled() => return,
             () = machine.very_dirty.notified() => {}
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(config.checkpoint_interval) => {}
         }
+        let mut checkpointed = machine.checkpointed();
+        checkpointed.borrow_and_update();
         if let Err(error) = raft.trigger().snapshot().await {
             tracing::error!(%error, "no checkpoint: raft has stopped");
             return;
         }
-    }
-}
-
-/// Keeps what others want to know of the group up to date.
-async fn follow(
-    raft: Raft,
-    member: u64,
-    leads: watch::Sender<bool>,
-    alone: Arc<AtomicBool>,
-    metrics: Metrics,
-    stop: CancellationToken,
-) {
-    let mut group = raft.server_metrics();
-    let mut leader = None;
-    loop {
-        {
-            let now = group.borrow_and_update();
-            let leading = now.current_leader == Some(member) && now.state.is_leader();
-            let only = now.membership_config.voter_ids().eq([member]);
-            alone.store(leading && only, Ordering::Release);
-            leads.send_if_modified(|leads| std::mem::replace(leads, leading) != leading);
-            metrics.has_leader.set(now.current_leader.is_some().into());
-            metrics.is_leader.set(leading.into());
-            if now.current_leader.is_some() && now.current_leader != leader {
-                leader = now.current_leader;
-                metrics.leader_changes.inc();
-            }
-        }
-        tokio::select! {
+        let done = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            // Cancel-safe: a change that was not seen stays unseen.
-            changed = group.changed() => if changed.is_err() {
-                alone.store(false, Ordering::Release);
-                leads.send_replace(false);
-                return;
-            },
+            _ = checkpointed.changed() => *checkpointed.borrow(),
+        };
+        // Others may lag a little, and are better served with entries than with everything.
+        let others = machine.membership().membership().nodes().count() > 1;
+        let purge = done.saturating_sub(if others { config.log_entries_kept } else { 0 });
+        if purge > 0 && raft.trigger().purge_log(purge).await.is_err() {
+            return;
         }
     }
 }

@@ -64,6 +64,9 @@ pub enum CommitError {
     /// Nothing was changed, and nothing will be until the cause is mended (disk full, read-only file system).
     #[error("store cannot write")]
     Unwritable(#[source] Arc<std::io::Error>),
+    /// The outcome is unknown: the Txn may or may not be applied, now or a little later.
+    #[error("no answer in time; the outcome is unknown")]
+    Unknown,
     /// The outcome is unknown: the Txn may or may not be applied.
     #[error("store stopped before the outcome was known")]
     Stopped,

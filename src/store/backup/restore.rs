@@ -12,8 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use openraft::{Membership, StoredMembership};
 
 use crate::backup::{BackupError, Header, format};
+use crate::disk::database::Database;
 use crate::disk::engine::{Engine, Space, Writes};
-use crate::disk::identity::{self, Identity, Marker};
+use crate::disk::identity::{self, Identity, Marker, Standing};
 use crate::disk::lock::DirLock;
 use crate::disk::records::{self, Checkpoint};
 use crate::disk::swap;
@@ -71,7 +72,7 @@ pub fn reset(dir: &Path) -> Result<Founded, RestoreError> {
     let Some(Marker { identity: old, .. }) = marker else {
         return Err(RestoreError::Empty { dir: dir.to_path_buf() });
     };
-    let snapshot = newest(dir)?;
+    let snapshot = newest(dir, old)?;
     replace(dir, |fresh| {
         let mut founding = Founding::new(fresh, old.cluster, snapshot.revision())?;
         for (key, versioned) in snapshot.range(b"", b"") {
@@ -96,11 +97,12 @@ pub enum RestoreError {
 }
 
 /// The state of a store that does not run: its last checkpoint, and all of its log.
-fn newest(dir: &Path) -> Result<mvcc::Snapshot, RestoreError> {
+fn newest(dir: &Path, identity: Identity) -> Result<mvcc::Snapshot, RestoreError> {
     let read = |source| RestoreError::Read { dir: dir.to_path_buf(), source };
     let (engine, closed) = Engine::open(dir, CACHE_BYTES, DirLock::take(dir)?)?;
-    let disk = Disk::start(engine, dir.to_path_buf(), Metrics::default()).map_err(read)?;
-    let replayed = Machine::open(&disk, &Config::new(dir), Metrics::default()).and_then(|machine| {
+    let disk = Disk::start(Database::Engine(engine), dir.to_path_buf(), Metrics::default()).map_err(read)?;
+    let opened = Machine::open(&disk, &Config::new(dir), identity, Standing::Member, Metrics::default());
+    let replayed = opened.and_then(|machine| {
         LogStore::open(disk.clone(), machine.applied_index())?;
         for record in disk.engine().scan(Space::Log, &[]) {
             let (_, record) = record?;
@@ -182,12 +184,12 @@ impl Founding {
         let write = |source| RestoreError::Write { dir: dir.to_path_buf(), source };
         let (engine, closed) = Engine::open(dir, CACHE_BYTES, DirLock::take(dir)?)?;
         // A member that nobody of the old group has heard of: whoever still looks for an old one does not find it.
-        let member = Identity::found().map_err(write)?.cluster as u64 >> 1;
+        let identity = Identity::join(cluster).map_err(write)?;
         Ok(Self {
             dir: dir.to_path_buf(),
             engine,
             closed,
-            identity: Identity { cluster, member },
+            identity,
             revision: Revision(newest.0.saturating_add(REVISION_JUMP)),
             keys: 0,
             digest: 0,
@@ -226,7 +228,7 @@ impl Founding {
             identity.record(&mut writes);
             engine.write(&writes)?;
             identity::sync_dir(&dir.join("sled"))?;
-            identity::write(&dir, &Marker { identity, checkpointed: log_id.index })
+            identity::write(&dir, &Marker { identity, checkpointed: log_id.index, standing: Standing::Member })
         };
         let finished = finish();
         drop(engine);

@@ -47,6 +47,8 @@ pub(crate) enum Space {
     Meta = b'm',
     /// By the caller's keys.
     State = b's',
+    /// As `State`. One of the two counts; a snapshot is installed into the other.
+    OtherState = b't',
 }
 
 const CHUNKS: u8 = b'x';
@@ -84,6 +86,12 @@ impl Writes {
 
     pub(crate) fn bytes(&self) -> usize {
         self.0.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
+    }
+
+    /// Full keys, and values that replace what they held.
+    #[cfg(test)]
+    pub(crate) fn changes(&self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        self.0.clone()
     }
 }
 
@@ -482,7 +490,7 @@ fn name(full_key: &[u8]) -> String {
             Ok(index) => format!("log entry {}", u64::from_be_bytes(index)),
             Err(_) => "of the log".to_string(),
         },
-        Some((b's', key)) => format!("key {}", String::from_utf8_lossy(key).escape_debug()),
+        Some((b's' | b't', key)) => format!("key {}", String::from_utf8_lossy(key).escape_debug()),
         Some((b'm', key)) => format!("field {}", String::from_utf8_lossy(key).escape_debug()),
         _ => String::from_utf8_lossy(full_key).escape_debug().to_string(),
     }

@@ -29,6 +29,14 @@ impl Identity {
         Ok(Self { cluster: u128::from_le_bytes(bytes), member: 1 })
     }
 
+    /// A new member of a cluster that exists. Its id is one that nobody ever had.
+    pub(crate) fn join(cluster: u128) -> io::Result<Self> {
+        let mut bytes = [0; 8];
+        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        // The founder is 1, and 0 is nobody.
+        Ok(Self { cluster, member: u64::from_le_bytes(bytes).max(2) })
+    }
+
     /// The database says itself whose it is.
     pub(crate) fn record(&self, writes: &mut Writes) {
         writes.put(Space::Meta, RECORD, [&self.cluster.to_le_bytes()[..], &self.member.to_le_bytes()].concat());
@@ -46,6 +54,17 @@ pub(crate) struct Marker {
     pub(crate) identity: Identity,
     /// The log index after the newest checkpoint that is known to be on disk; 0 before the first.
     pub(crate) checkpointed: u64,
+    pub(crate) standing: Standing,
+}
+
+/// What this member is to its group, as far as it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It asked to be one of the group, and is no voter yet.
+    Joining,
+    Member,
+    /// For good.
+    Removed,
 }
 
 fn path(dir: &Path) -> PathBuf {
@@ -75,13 +94,26 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Marker>, OpenError> {
             member: field("member")?.parse().map_err(|_| bad("member"))?,
         },
         checkpointed: field("checkpointed")?.parse().map_err(|_| bad("checkpointed"))?,
+        standing: match field("standing") {
+            Ok("joining") => Standing::Joining,
+            Ok("removed") => Standing::Removed,
+            // The first version had no such field.
+            _ => Standing::Member,
+        },
     }))
 }
 
 /// Replaces the marker as a whole. It is on disk when this returns.
 pub(crate) fn write(dir: &Path, marker: &Marker) -> io::Result<()> {
-    let Marker { identity: Identity { cluster, member }, checkpointed } = marker;
-    let text = format!("format={FORMAT}\ncluster={cluster:032x}\nmember={member}\ncheckpointed={checkpointed}\n");
+    let Marker { identity: Identity { cluster, member }, checkpointed, standing } = marker;
+    let standing = match standing {
+        Standing::Joining => "joining",
+        Standing::Member => "member",
+        Standing::Removed => "removed",
+    };
+    let text = format!(
+        "format={FORMAT}\ncluster={cluster:032x}\nmember={member}\ncheckpointed={checkpointed}\nstanding={standing}\n"
+    );
     let temporary = dir.join("identity.new");
     let mut file = File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
@@ -103,7 +135,7 @@ mod tests {
     fn a_marker_survives_a_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(dir.path()).unwrap(), None);
-        let marker = Marker { identity: Identity::found().unwrap(), checkpointed: 7 };
+        let marker = Marker { identity: Identity::found().unwrap(), checkpointed: 7, standing: Standing::Joining };
         write(dir.path(), &marker).unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(marker));
     }

@@ -2,6 +2,7 @@
 //!
 //! `engine.rs` is the only place that knows sled. `thread.rs` gives all its writes one order and one fsync per batch.
 
+pub(crate) mod database;
 pub(crate) mod durable;
 pub(crate) mod engine;
 pub(crate) mod identity;

@@ -10,13 +10,16 @@ use bytes::Bytes;
 use openraft::{EntryPayload, Membership, StoredMembership};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::raft::{Batch, Entry, LeaderId, LogId, Member, MembershipOf, StoredMembershipOf, Vote};
+use crate::raft::register::{Register, Session};
+use crate::raft::{Batch, Entry, LeaderId, LogId, Member, MembershipOf, ProposalId, StoredMembershipOf, Vote};
 use crate::{Precondition, Revision, Txn, Versioned};
 
 const VERSION: u8 = 1;
+/// Since members have names; version 1 is still read.
+const CHECKPOINT_VERSION: u8 = 2;
 
 /// A byte string that is written and read in one piece, not byte by byte.
-struct Raw<'a>(&'a [u8]);
+pub(crate) struct Raw<'a>(pub(crate) &'a [u8]);
 
 impl Serialize for Raw<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -42,13 +45,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Raw<'a> {
 
 impl Raw<'_> {
     /// A copy of its own: a slice of the record would keep the whole record in memory.
-    fn to_bytes(&self) -> Bytes {
+    pub(crate) fn to_bytes(&self) -> Bytes {
         Bytes::copy_from_slice(self.0)
     }
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy)]
-struct LogIdRecord {
+pub(crate) struct LogIdRecord {
     term: u64,
     member: u64,
     index: u64,
@@ -67,35 +70,67 @@ impl From<LogIdRecord> for LogId {
 }
 
 #[derive(Serialize, Deserialize)]
-struct VoteRecord {
+pub(crate) struct VoteRecord {
     term: u64,
     member: u64,
     committed: bool,
 }
 
+impl From<&Vote> for VoteRecord {
+    fn from(vote: &Vote) -> Self {
+        Self { term: vote.leader_id.term, member: vote.leader_id.node_id, committed: vote.committed }
+    }
+}
+
+impl From<VoteRecord> for Vote {
+    fn from(record: VoteRecord) -> Self {
+        Vote { leader_id: LeaderId { term: record.term, node_id: record.member }, committed: record.committed }
+    }
+}
+
+/// As the first version wrote it: members had no name. Only read.
 #[derive(Serialize, Deserialize)]
-struct MembershipRecord {
+struct NamelessMembershipRecord {
     configs: Vec<BTreeSet<u64>>,
     members: BTreeMap<u64, String>,
 }
 
+impl From<NamelessMembershipRecord> for MembershipRecord {
+    fn from(record: NamelessMembershipRecord) -> Self {
+        let member = |(id, address)| (id, MemberRecord { name: String::new(), address });
+        Self { configs: record.configs, members: record.members.into_iter().map(member).collect() }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct MemberRecord {
+    name: String,
+    address: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct MembershipRecord {
+    configs: Vec<BTreeSet<u64>>,
+    members: BTreeMap<u64, MemberRecord>,
+}
+
 impl From<&MembershipOf> for MembershipRecord {
     fn from(membership: &MembershipOf) -> Self {
-        Self {
-            configs: membership.get_joint_config().clone(),
-            members: membership.nodes().map(|(id, member)| (*id, member.address.clone())).collect(),
-        }
+        let member = |(id, member): (&u64, &Member)| {
+            (*id, MemberRecord { name: member.name.clone(), address: member.address.clone() })
+        };
+        Self { configs: membership.get_joint_config().clone(), members: membership.nodes().map(member).collect() }
     }
 }
 
 impl MembershipRecord {
-    fn into_membership(self) -> io::Result<MembershipOf> {
+    pub(crate) fn into_membership(self) -> io::Result<MembershipOf> {
         // An empty membership is what a member has before it is told of its cluster; openraft's constructor refuses it.
         if self.configs.is_empty() && self.members.is_empty() {
             return Ok(Membership::default());
         }
-        let members: BTreeMap<u64, Member> =
-            self.members.into_iter().map(|(id, address)| (id, Member { address })).collect();
+        let member = |(id, record): (u64, MemberRecord)| (id, Member { name: record.name, address: record.address });
+        let members: BTreeMap<u64, Member> = self.members.into_iter().map(member).collect();
         Membership::new(self.configs, members).map_err(|e| corrupt(format!("membership: {e}")))
     }
 }
@@ -109,7 +144,7 @@ enum PreconditionRecord<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct TxnRecord<'a> {
+pub(crate) struct TxnRecord<'a> {
     #[serde(borrow)]
     preconditions: Vec<PreconditionRecord<'a>>,
     puts: Vec<(Raw<'a>, Raw<'a>)>,
@@ -146,12 +181,36 @@ impl From<TxnRecord<'_>> for Txn {
     }
 }
 
+/// New forms are added at the end, so that older ones stay readable.
 #[derive(Serialize, Deserialize)]
 enum PayloadRecord<'a> {
     Blank,
+    /// Only read.
     #[serde(borrow)]
     Txns(Vec<TxnRecord<'a>>),
+    /// Only read.
+    NamelessMembership(NamelessMembershipRecord),
+    Proposal(Option<ProposalIdRecord>, #[serde(borrow)] Vec<TxnRecord<'a>>),
     Membership(MembershipRecord),
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy)]
+pub(crate) struct ProposalIdRecord {
+    member: u64,
+    session: u64,
+    number: u64,
+}
+
+impl From<ProposalId> for ProposalIdRecord {
+    fn from(id: ProposalId) -> Self {
+        Self { member: id.member, session: id.session, number: id.number }
+    }
+}
+
+impl From<ProposalIdRecord> for ProposalId {
+    fn from(record: ProposalIdRecord) -> Self {
+        Self { member: record.member, session: record.session, number: record.number }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -172,11 +231,12 @@ pub(crate) struct Checkpoint {
     pub(crate) digest: u64,
 }
 
+/// `M` is the form of the membership.
 #[derive(Serialize, Deserialize)]
-struct CheckpointRecord {
+struct CheckpointRecord<M> {
     applied: Option<LogIdRecord>,
     membership_id: Option<LogIdRecord>,
-    membership: MembershipRecord,
+    membership: M,
     revision: u64,
     keys: u64,
     digest: u64,
@@ -187,12 +247,22 @@ fn corrupt(detail: impl Into<String>) -> io::Error {
 }
 
 fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
-    postcard::to_extend(value, vec![VERSION]).map_err(|e| corrupt(format!("encode record: {e}")))
+    encode_as(VERSION, value)
+}
+
+fn encode_as<T: Serialize>(version: u8, value: &T) -> io::Result<Vec<u8>> {
+    postcard::to_extend(value, vec![version]).map_err(|e| corrupt(format!("encode record: {e}")))
 }
 
 fn decode<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> io::Result<T> {
+    decode_as(VERSION, what, bytes)
+}
+
+fn decode_as<'a, T: Deserialize<'a>>(version: u8, what: &str, bytes: &'a [u8]) -> io::Result<T> {
     match bytes.split_first() {
-        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|e| corrupt(format!("{what}: {e}"))),
+        Some((found, body)) if *found == version => {
+            postcard::from_bytes(body).map_err(|e| corrupt(format!("{what}: {e}")))
+        }
         Some((version, _)) => Err(corrupt(format!("{what}: record version {version} is not known"))),
         None => Err(corrupt(format!("{what}: empty record"))),
     }
@@ -207,18 +277,19 @@ pub(crate) fn decode_log_id(bytes: &[u8]) -> io::Result<LogId> {
 }
 
 pub(crate) fn encode_vote(vote: &Vote) -> io::Result<Vec<u8>> {
-    encode(&VoteRecord { term: vote.leader_id.term, member: vote.leader_id.node_id, committed: vote.committed })
+    encode(&VoteRecord::from(vote))
 }
 
 pub(crate) fn decode_vote(bytes: &[u8]) -> io::Result<Vote> {
-    let record: VoteRecord = decode("vote", bytes)?;
-    Ok(Vote { leader_id: LeaderId { term: record.term, node_id: record.member }, committed: record.committed })
+    decode::<VoteRecord>("vote", bytes).map(Vote::from)
 }
 
 pub(crate) fn encode_entry(entry: &Entry) -> io::Result<Vec<u8>> {
     let payload = match &entry.payload {
         EntryPayload::Blank => PayloadRecord::Blank,
-        EntryPayload::Normal(batch) => PayloadRecord::Txns(batch.0.iter().map(TxnRecord::from).collect()),
+        EntryPayload::Normal(batch) => {
+            PayloadRecord::Proposal(batch.id.map(Into::into), batch.txns.iter().map(TxnRecord::from).collect())
+        }
         EntryPayload::Membership(membership) => PayloadRecord::Membership(membership.into()),
     };
     encode(&EntryRecord { id: entry.log_id.into(), payload })
@@ -226,33 +297,93 @@ pub(crate) fn encode_entry(entry: &Entry) -> io::Result<Vec<u8>> {
 
 pub(crate) fn decode_entry(bytes: &[u8]) -> io::Result<Entry> {
     let record: EntryRecord<'_> = decode("log entry", bytes)?;
+    let batch = |id: Option<ProposalIdRecord>, txns: Vec<TxnRecord<'_>>| {
+        EntryPayload::Normal(Batch {
+            id: id.map(Into::into),
+            txns: Arc::new(txns.into_iter().map(Txn::from).collect()),
+        })
+    };
     let payload = match record.payload {
         PayloadRecord::Blank => EntryPayload::Blank,
-        PayloadRecord::Txns(txns) => EntryPayload::Normal(Batch(Arc::new(txns.into_iter().map(Txn::from).collect()))),
+        PayloadRecord::Txns(txns) => batch(None, txns),
+        PayloadRecord::Proposal(id, txns) => batch(id, txns),
+        PayloadRecord::NamelessMembership(membership) => {
+            EntryPayload::Membership(MembershipRecord::from(membership).into_membership()?)
+        }
         PayloadRecord::Membership(membership) => EntryPayload::Membership(membership.into_membership()?),
     };
     Ok(Entry { log_id: record.id.into(), payload })
 }
 
 pub(crate) fn encode_checkpoint(checkpoint: &Checkpoint) -> io::Result<Vec<u8>> {
-    encode(&CheckpointRecord {
+    let record = CheckpointRecord::<MembershipRecord> {
         applied: checkpoint.applied.map(Into::into),
         membership_id: checkpoint.membership.log_id().map(Into::into),
         membership: checkpoint.membership.membership().into(),
         revision: checkpoint.revision.0,
         keys: checkpoint.keys,
         digest: checkpoint.digest,
-    })
+    };
+    encode_as(CHECKPOINT_VERSION, &record)
 }
 
 pub(crate) fn decode_checkpoint(bytes: &[u8]) -> io::Result<Checkpoint> {
-    let record: CheckpointRecord = decode("checkpoint", bytes)?;
+    let record: CheckpointRecord<MembershipRecord> = match bytes.first() {
+        Some(&CHECKPOINT_VERSION) => decode_as(CHECKPOINT_VERSION, "checkpoint", bytes)?,
+        _ => {
+            let record: CheckpointRecord<NamelessMembershipRecord> = decode("checkpoint", bytes)?;
+            CheckpointRecord {
+                applied: record.applied,
+                membership_id: record.membership_id,
+                membership: record.membership.into(),
+                revision: record.revision,
+                keys: record.keys,
+                digest: record.digest,
+            }
+        }
+    };
     Ok(Checkpoint {
         applied: record.applied.map(Into::into),
         membership: StoredMembership::new(record.membership_id.map(Into::into), record.membership.into_membership()?),
         revision: Revision(record.revision),
         keys: record.keys,
         digest: record.digest,
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct RegisterRecord {
+    sessions: BTreeMap<u64, SessionRecord>,
+    removed: Vec<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SessionRecord {
+    session: u64,
+    number: u64,
+    committed: Vec<Option<u64>>,
+}
+
+pub(crate) fn encode_register(register: &Register) -> io::Result<Vec<u8>> {
+    let session = |(member, session): (&u64, &Arc<Session>)| {
+        let committed = session.committed.iter().map(|revision| revision.map(|revision| revision.0)).collect();
+        (*member, SessionRecord { session: session.session, number: session.number, committed })
+    };
+    encode(&RegisterRecord {
+        sessions: register.sessions.iter().map(session).collect(),
+        removed: register.removed.iter().copied().collect(),
+    })
+}
+
+pub(crate) fn decode_register(bytes: &[u8]) -> io::Result<Register> {
+    let record: RegisterRecord = decode("register", bytes)?;
+    let session = |(member, record): (u64, SessionRecord)| {
+        let committed = record.committed.into_iter().map(|revision| revision.map(Revision)).collect();
+        (member, Arc::new(Session { session: record.session, number: record.number, committed }))
+    };
+    Ok(Register {
+        sessions: record.sessions.into_iter().map(session).collect(),
+        removed: record.removed.into_iter().collect(),
     })
 }
 
@@ -297,15 +428,50 @@ mod tests {
             deletes: vec![key("c")],
         };
         let id = LogId { leader_id: LeaderId { term: 3, node_id: 1 }, index: 900 };
-        let members = BTreeMap::from([(1, Member { address: "10.0.0.1:6443".into() }), (2, Member::default())]);
+        let members =
+            BTreeMap::from([(1, Member { name: "a".into(), address: "10.0.0.1:6443".into() }), (2, Member::default())]);
         for payload in [
             EntryPayload::Blank,
-            EntryPayload::Normal(Batch(Arc::new(vec![txn, Txn::default()]))),
+            EntryPayload::Normal(Batch { id: None, txns: Arc::new(vec![txn.clone(), Txn::default()]) }),
+            EntryPayload::Normal(Batch {
+                id: Some(ProposalId { member: 7, session: 2, number: 3 }),
+                txns: Arc::new(vec![txn]),
+            }),
             EntryPayload::Membership(Membership::new(vec![BTreeSet::from([1])], members).unwrap()),
         ] {
             let entry = Entry { log_id: id, payload };
             assert_eq!(decode_entry(&encode_entry(&entry).unwrap()).unwrap(), entry);
         }
+    }
+
+    #[test]
+    fn what_the_first_version_wrote_is_read() {
+        let id = LogIdRecord { term: 1, member: 1, index: 4 };
+        let membership = || NamelessMembershipRecord {
+            configs: vec![BTreeSet::from([1])],
+            members: BTreeMap::from([(1, "a:1".to_string())]),
+        };
+        let member = |membership: &MembershipOf| membership.get_node(&1).cloned();
+        let expected = Some(Member { name: String::new(), address: "a:1".into() });
+
+        let record = encode(&EntryRecord { id, payload: PayloadRecord::NamelessMembership(membership()) }).unwrap();
+        let EntryPayload::Membership(read) = decode_entry(&record).unwrap().payload else { panic!() };
+        assert_eq!(member(&read), expected);
+        let record = encode(&EntryRecord { id, payload: PayloadRecord::Txns(vec![]) }).unwrap();
+        assert!(matches!(decode_entry(&record).unwrap().payload, EntryPayload::Normal(Batch { id: None, .. })));
+
+        let record = CheckpointRecord {
+            applied: Some(id),
+            membership_id: Some(id),
+            membership: membership(),
+            revision: 3,
+            keys: 2,
+            digest: 1,
+        };
+        let read = decode_checkpoint(&encode(&record).unwrap()).unwrap();
+        assert_eq!((read.revision, member(read.membership.membership())), (Revision(3), expected));
+        let again = decode_checkpoint(&encode_checkpoint(&read).unwrap()).unwrap();
+        assert_eq!(again.membership, read.membership);
     }
 
     #[test]

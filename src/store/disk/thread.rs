@@ -4,19 +4,19 @@
 //! writes are tried again, until the disk takes them. To Raft that is a slow disk, so that the store goes on by itself once
 //! there is room again. Meanwhile [`Disk::failed`] says why nothing is written, and nothing new is accepted.
 
-use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use openraft::storage::IOFlushed;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
-use crate::disk::engine::{Engine, Writes};
-use crate::disk::identity::{self, Marker};
+use crate::disk::database::Database;
+use crate::disk::engine::Writes;
+use crate::disk::identity::Marker;
 use crate::disk::space;
 use crate::metrics::Metrics;
 use crate::raft::Types;
@@ -41,8 +41,6 @@ enum Then {
     Tell(Option<Marker>, oneshot::Sender<io::Result<()>>),
     /// Order is enough; a crash may forget it.
     Nothing,
-    /// Whatever fails now is not tried again.
-    GiveUp,
 }
 
 struct Job {
@@ -53,32 +51,85 @@ struct Job {
 /// The way to the disk. Cheap to clone; the database closes when the last clone is gone.
 #[derive(Clone)]
 pub(crate) struct Disk {
-    engine: Arc<Engine>,
-    jobs: Sender<Job>,
+    engine: Arc<Database>,
+    jobs: UnboundedSender<Job>,
     shared: Arc<Shared>,
 }
 
-type Failure = Option<Arc<io::Error>>;
+pub(crate) type Failure = Option<Arc<io::Error>>;
 
 struct Shared {
     failed: watch::Sender<Failure>,
     /// The newest log index that can be read from the database.
     written: AtomicU64,
+    /// The store is stopping: what fails is not tried again.
+    given_up: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Shared {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            failed: watch::Sender::new(None),
+            written: AtomicU64::new(0),
+            given_up: Mutex::new(false),
+            wake: Condvar::new(),
+        })
+    }
+
+    fn give_up(&self) {
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.wake.notify_all();
+    }
+
+    /// Sleeps. False when nothing is to be tried again.
+    fn wait(&self, time: Duration) -> bool {
+        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.wake.wait_timeout_while(given_up, time, |given_up| !*given_up);
+        !*waited.unwrap_or_else(PoisonError::into_inner).0
+    }
 }
 
 impl Disk {
-    pub(crate) fn start(engine: Engine, dir: PathBuf, metrics: Metrics) -> io::Result<Self> {
+    pub(crate) fn start(engine: Database, dir: PathBuf, metrics: Metrics) -> io::Result<Self> {
         // Unbounded, but what Raft sends is bounded by the proposals in flight, and those are bounded by the batcher.
-        let (jobs, todo) = channel();
+        let (jobs, mut todo) = unbounded_channel();
         let engine = Arc::new(engine);
-        let shared = Arc::new(Shared { failed: watch::Sender::new(None), written: AtomicU64::new(0) });
+        let shared = Shared::new();
         let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
-        let writer = Writer { engine, dir, shared, metrics, todo, stashed: VecDeque::new(), given_up: false };
-        std::thread::Builder::new().name("store-disk".to_string()).stack_size(512 << 10).spawn(move || writer.run())?;
+        let mut writer = Writer { engine, dir, shared, metrics, held: Writes::default() };
+        std::thread::Builder::new().name("store-disk".to_string()).stack_size(512 << 10).spawn(move || {
+            while let Some(first) = todo.blocking_recv() {
+                writer.work(first, &mut todo);
+            }
+        })?;
         Ok(disk)
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    /// The same in a task, for simulations: `before_round` is awaited before each round of writes.
+    #[cfg(test)]
+    pub(crate) fn start_in_task<F: Future<Output = ()> + Send>(
+        engine: Database,
+        metrics: Metrics,
+        mut before_round: impl FnMut() -> F + Send + 'static,
+    ) -> Self {
+        let (jobs, mut todo) = unbounded_channel();
+        let engine = Arc::new(engine);
+        let shared = Shared::new();
+        // Trying again would block the simulation, and does not help against a power cut.
+        shared.give_up();
+        let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
+        let mut writer = Writer { engine, dir: PathBuf::new(), shared, metrics, held: Writes::default() };
+        tokio::spawn(async move {
+            while let Some(first) = todo.recv().await {
+                before_round().await;
+                writer.work(first, &mut todo);
+            }
+        });
+        disk
+    }
+
+    pub(crate) fn engine(&self) -> &Database {
         &self.engine
     }
 
@@ -94,6 +145,11 @@ impl Disk {
 
     pub(crate) fn written(&self) -> u64 {
         self.shared.written.load(Ordering::Acquire)
+    }
+
+    /// Entries after `index` are no longer in the database.
+    pub(crate) fn truncated(&self, index: u64) {
+        self.shared.written.fetch_min(index, Ordering::AcqRel);
     }
 
     /// Appends to the log up to index `last`.
@@ -115,7 +171,7 @@ impl Disk {
 
     /// From now on whoever waits for a write that fails is told so, and none is tried twice: the store is stopping.
     pub(crate) fn give_up(&self) {
-        self.send(Job { writes: Writes::default(), then: Then::GiveUp });
+        self.shared.give_up();
     }
 
     fn send(&self, job: Job) {
@@ -131,7 +187,7 @@ impl Then {
             Then::Raft(_, flushed) => flushed.io_completed(result),
             // Whoever gave up waiting does not need the answer.
             Then::Tell(_, tell) => drop(tell.send(result)),
-            Then::Nothing | Then::GiveUp => {}
+            Then::Nothing => {}
         }
     }
 }
@@ -141,52 +197,50 @@ fn stopped() -> io::Error {
 }
 
 struct Writer {
-    engine: Arc<Engine>,
+    engine: Arc<Database>,
     dir: PathBuf,
     shared: Arc<Shared>,
     metrics: Metrics,
-    todo: Receiver<Job>,
-    /// What came in while a failed round waited.
-    stashed: VecDeque<Job>,
-    given_up: bool,
+    /// Nobody waits for these, so that they may share the next round's fsync.
+    held: Writes,
 }
 
 impl Writer {
-    fn run(mut self) {
-        // Nobody waits for them, so that they may share the next round's fsync.
-        let mut held = Writes::default();
-        while let Some(first) = self.stashed.pop_front().or_else(|| self.todo.recv().ok()) {
-            let mut writes = std::mem::take(&mut held);
-            let mut waiting = Vec::new();
-            let mut durable = writes.bytes() > HELD_BYTES_MAX;
-            let more = std::iter::from_fn(|| self.stashed.pop_front().or_else(|| self.todo.try_recv().ok()));
-            for job in std::iter::once(first).chain(more.take(JOBS_PER_ROUND_MAX)) {
-                self.given_up |= matches!(job.then, Then::GiveUp);
-                durable |= matches!(job.then, Then::Raft(..) | Then::Tell(..));
-                writes.append(job.writes);
-                waiting.push(job.then);
+    /// One round: `first` and what waits behind it.
+    fn work(&mut self, first: Job, todo: &mut UnboundedReceiver<Job>) {
+        let mut writes = std::mem::take(&mut self.held);
+        let mut waiting = Vec::new();
+        let mut durable = writes.bytes() > HELD_BYTES_MAX;
+        let behind = std::iter::from_fn(|| todo.try_recv().ok());
+        for job in std::iter::once(first).chain(behind.take(JOBS_PER_ROUND_MAX)) {
+            durable |= !matches!(job.then, Then::Nothing);
+            writes.append(job.writes);
+            waiting.push(job.then);
+        }
+        if !durable {
+            self.held = writes;
+            return;
+        }
+        // The newest one says all that older ones would.
+        let marker = waiting.iter().rev().find_map(|then| match then {
+            Then::Tell(marker, _) => *marker,
+            _ => None,
+        });
+        let result = self.insist(&writes, marker);
+        for then in waiting {
+            if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
+                self.shared.written.store(*last, Ordering::Release);
             }
-            if !durable {
-                held = writes;
-                continue;
-            }
-            // The newest one says all that older ones would.
-            let marker = waiting.iter().rev().find_map(|then| match then {
-                Then::Tell(marker, _) => *marker,
-                _ => None,
-            });
-            let result = self.insist(&writes, marker);
-            for then in waiting {
-                if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
-                    self.shared.written.store(*last, Ordering::Release);
-                }
-                then.finish(result.as_ref().copied().map_err(copy));
-            }
+            then.finish(result.as_ref().copied().map_err(copy));
         }
     }
 
     /// Writes until it works, or until the store stops.
     fn insist(&mut self, writes: &Writes, marker: Option<Marker>) -> io::Result<()> {
+        // Given up: what comes after a hole must not be written.
+        if let Some(error) = self.shared.failed.borrow().as_ref() {
+            return Err(copy(error));
+        }
         let mut retry_after = RETRY_AFTER_MIN;
         let mut result = self.round(writes, marker);
         while let Err(error) = &result {
@@ -196,7 +250,7 @@ impl Writer {
                 let file = self.engine.file().display();
                 tracing::error!(%file, %error, "the store cannot write; it tries again until it can");
             }
-            if !self.wait(retry_after) {
+            if !self.shared.wait(retry_after) {
                 return result;
             }
             retry_after = (retry_after * 2).min(RETRY_AFTER_MAX);
@@ -211,22 +265,6 @@ impl Writer {
         result
     }
 
-    /// Sleeps, and stashes what comes in. False when there is nobody left to write for.
-    fn wait(&mut self, time: Duration) -> bool {
-        let end = Instant::now() + time;
-        while !self.given_up {
-            match self.todo.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(job) => {
-                    self.given_up |= matches!(job.then, Then::GiveUp);
-                    self.stashed.push_back(job);
-                }
-                Err(RecvTimeoutError::Timeout) => return true,
-                Err(RecvTimeoutError::Disconnected) => return false,
-            }
-        }
-        false
-    }
-
     fn round(&self, writes: &Writes, marker: Option<Marker>) -> io::Result<()> {
         if !writes.is_empty() {
             let start = Instant::now();
@@ -234,13 +272,13 @@ impl Writer {
             self.metrics.fsync_seconds.observe(start.elapsed().as_secs_f64());
         }
         match marker {
-            Some(marker) => identity::write(&self.dir, &marker),
+            Some(marker) => self.engine.write_marker(&self.dir, &marker),
             None => Ok(()),
         }
     }
 }
 
-fn reopen(engine: &Engine, dir: &Path) -> io::Result<()> {
+fn reopen(engine: &Database, dir: &Path) -> io::Result<()> {
     if space::free_bytes(dir)? < OPEN_FREE_BYTES_MIN {
         return Err(io::Error::from(io::ErrorKind::StorageFull));
     }

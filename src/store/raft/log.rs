@@ -25,6 +25,10 @@ const PURGED: &[u8] = b"purged";
 const CACHE_BYTES_MAX: usize = 512 << 10;
 const CACHE_ENTRIES_MAX: usize = 512;
 
+/// What is sent to a member at once, up to the last entry.
+const MESSAGE_BYTES: usize = 1 << 20;
+const ENTRIES_AT_ONCE: u64 = 8;
+
 #[derive(Clone)]
 pub(crate) struct LogStore {
     disk: Disk,
@@ -144,7 +148,7 @@ fn invalid(detail: String) -> io::Error {
 /// About what an entry holds in memory.
 fn memory_bytes(entry: &Entry) -> usize {
     match &entry.payload {
-        Payload::Normal(batch) => batch.0.iter().map(|txn| 200 + crate::batch::txn_bytes(txn)).sum(),
+        Payload::Normal(batch) => batch.txns.iter().map(|txn| 200 + crate::batch::txn_bytes(txn)).sum(),
         _ => 200,
     }
 }
@@ -165,6 +169,27 @@ impl RaftLogReader<Types> for LogStore {
             Bound::Unbounded => u64::MAX,
         };
         self.read(start, end)
+    }
+
+    /// For a member that lags: not more than fits a message, however large the entries are.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let (mut next, mut bytes) = (start, 0);
+        while next < end && bytes < MESSAGE_BYTES {
+            let some = self.read(next, end.min(next + ENTRIES_AT_ONCE))?;
+            if some.is_empty() {
+                break;
+            }
+            for entry in some {
+                bytes += memory_bytes(&entry);
+                next = entry.log_id.index + 1;
+                entries.push(entry);
+                if bytes >= MESSAGE_BYTES {
+                    break;
+                }
+            }
+        }
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -232,7 +257,9 @@ impl RaftLogStorage<Types> for LogStore {
             inner.last = inner.last.min(last_log_id);
         }
         // Waited for, because entries with the same indexes are read from disk until it is done.
-        self.disk.write(writes, None).await
+        self.disk.write(writes, None).await?;
+        self.disk.truncated(first_removed.saturating_sub(1));
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {

@@ -8,7 +8,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -20,17 +20,26 @@ use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
 use crate::disk::engine::{Space, Writes};
-use crate::disk::identity::{Identity, Marker};
+use crate::disk::identity::{Identity, Marker, Standing};
 use crate::disk::records::{self, Checkpoint};
 use crate::disk::thread::Disk;
 use crate::history::{Bounds, History};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, KeySpace, Snapshot};
-use crate::raft::{Entry, LogId, Outcomes, Payload, SnapshotMeta, SnapshotOf, StoredMembershipOf, Types};
+use crate::raft::register::{Admission, Register};
+use crate::raft::{Entry, LogId, Outcome, Outcomes, Payload, SnapshotMeta, SnapshotOf, StoredMembershipOf, Types};
 use crate::watch::{self as watching, Watch, Watchers};
-use crate::{ReadError, Revision, WatchError};
+use crate::{MemberId, ReadError, Revision, WatchError};
 
 pub(crate) const CHECKPOINT: &[u8] = b"checkpoint";
+/// The register, as of the checkpoint.
+const REGISTER: &[u8] = b"register";
+/// Which of the two state trees is the one that counts. Absent: the first.
+const TREE: &[u8] = b"tree";
+
+/// What is written to the other state tree at once, while a snapshot is installed.
+const SLICE_BYTES: usize = 1 << 20;
+const SLICE_KEYS: usize = 4096;
 
 /// What Raft agreed on up to some entry. A clone is a pointer copy, and stays as it is while writes go on.
 #[derive(Clone, Debug, Default)]
@@ -38,9 +47,31 @@ pub(crate) struct Frozen {
     space: KeySpace,
     applied: Option<LogId>,
     membership: StoredMembershipOf,
+    register: Register,
 }
 
 impl Frozen {
+    pub(crate) fn new(
+        space: KeySpace,
+        applied: Option<LogId>,
+        membership: StoredMembershipOf,
+        register: Register,
+    ) -> Self {
+        Self { space, applied, membership, register }
+    }
+
+    pub(crate) fn space(&self) -> &KeySpace {
+        &self.space
+    }
+
+    pub(crate) fn register(&self) -> &Register {
+        &self.register
+    }
+
+    pub(crate) fn content(&self) -> Snapshot {
+        Snapshot::new(self.space.map.clone(), self.space.revision)
+    }
+
     fn checkpoint(&self) -> Checkpoint {
         Checkpoint {
             applied: self.applied,
@@ -75,6 +106,16 @@ pub(crate) struct Machine {
     newest: RwLock<Snapshot>,
     revision: watch::Sender<Revision>,
     applied_index: Arc<AtomicU64>,
+    /// The same, to wait for.
+    applied: watch::Sender<u64>,
+    /// The newest checkpoint that is on disk.
+    checkpointed: watch::Sender<u64>,
+    identity: Identity,
+    standing: watch::Sender<Standing>,
+    /// This member is the only voter, by what it has applied.
+    sole_voter: AtomicBool,
+    /// Held by whoever writes the state tree.
+    writing: tokio::sync::Mutex<()>,
     /// Something changed since the last checkpoint.
     pub(crate) dirty: Notify,
     /// So much changed that the next checkpoint should not wait.
@@ -94,24 +135,37 @@ struct Inner {
     /// Keys that differ from `frozen`, or from the last checkpoint if there is none.
     changed: HashSet<Bytes>,
     bytes_since_checkpoint: u64,
-    has_checkpoint: bool,
+    /// The state tree that counts.
+    tree: Space,
     stopped: bool,
 }
 
 impl Machine {
     /// Reads the last checkpoint back.
-    pub(crate) fn open(disk: &Disk, config: &Config, metrics: Metrics) -> io::Result<Arc<Self>> {
+    pub(crate) fn open(
+        disk: &Disk,
+        config: &Config,
+        identity: Identity,
+        standing: Standing,
+        metrics: Metrics,
+    ) -> io::Result<Arc<Self>> {
         let engine = disk.engine();
         let mut state = Frozen::default();
         let checkpoint = match engine.get(Space::Meta, CHECKPOINT)? {
             Some(record) => Some(records::decode_checkpoint(&record)?),
             None => None,
         };
-        for record in engine.scan(Space::State, &[]) {
+        if let Some(record) = engine.get(Space::Meta, REGISTER)? {
+            state.register = records::decode_register(&record)?;
+        }
+        let tree = match engine.get(Space::Meta, TREE)? {
+            Some(record) if record == [Space::OtherState as u8] => Space::OtherState,
+            _ => Space::State,
+        };
+        for record in engine.scan(tree, &[]) {
             let (key, record) = record?;
             state.space.insert(key.into(), records::decode_versioned(&record)?);
         }
-        let has_checkpoint = checkpoint.is_some();
         let checkpoint = checkpoint.unwrap_or_default();
         if (checkpoint.keys, checkpoint.digest) != (state.space.map.len() as u64, state.space.digest) {
             let detail = format!("{} keys were written, {} others are there", checkpoint.keys, state.space.map.len());
@@ -137,13 +191,20 @@ impl Machine {
             frozen: None,
             changed: HashSet::new(),
             bytes_since_checkpoint: 0,
-            has_checkpoint,
+            tree,
             stopped: false,
             state: state.clone(),
         };
+        let applied = state.applied.map_or(0, |id| id.index);
         Ok(Arc::new(Self {
             inner: Mutex::new(inner),
-            applied_index: Arc::new(AtomicU64::new(state.applied.map_or(0, |id| id.index))),
+            applied_index: Arc::new(AtomicU64::new(applied)),
+            applied: watch::Sender::new(applied),
+            checkpointed: watch::Sender::new(applied),
+            identity,
+            standing: watch::Sender::new(standing),
+            sole_voter: AtomicBool::new(is_sole_voter(&state.membership, identity.member)),
+            writing: tokio::sync::Mutex::default(),
             newest: RwLock::new(Snapshot::new(state.space.map, revision)),
             revision: watch::Sender::new(revision),
             dirty: Notify::new(),
@@ -160,6 +221,48 @@ impl Machine {
 
     pub(crate) fn applied_index(&self) -> Arc<AtomicU64> {
         self.applied_index.clone()
+    }
+
+    /// The index of the last entry that was applied.
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// The index up to which the state tree on disk goes.
+    pub(crate) fn checkpointed(&self) -> watch::Receiver<u64> {
+        self.checkpointed.subscribe()
+    }
+
+    pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Takes note of what others, or the disk, know of this member. It never comes back from being removed.
+    pub(crate) fn stands(&self, standing: Standing) {
+        self.standing.send_if_modified(|now| {
+            *now != Standing::Removed && *now != standing && {
+                *now = standing;
+                true
+            }
+        });
+    }
+
+    /// What the identity file has to say now.
+    pub(crate) fn marker(&self) -> Marker {
+        let (checkpointed, standing) = (*self.checkpointed.borrow(), *self.standing.borrow());
+        Marker { identity: self.identity, checkpointed, standing }
+    }
+
+    pub(crate) fn is_sole_voter(&self) -> bool {
+        self.sole_voter.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_removed(&self, member: MemberId) -> bool {
+        self.lock().state.register.removed.contains(&member)
+    }
+
+    pub(crate) fn membership(&self) -> StoredMembershipOf {
+        self.lock().state.membership.clone()
     }
 
     pub(crate) fn revision(&self) -> Revision {
@@ -238,18 +341,43 @@ impl Machine {
         match &entry.payload {
             Payload::Blank => {}
             Payload::Membership(membership) => {
-                inner.state.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                let state = &mut inner.state;
+                state.register.follow(state.membership.membership(), membership);
+                state.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                self.follow_membership(state);
             }
             Payload::Normal(batch) => {
-                outcomes.0.reserve(batch.0.len());
-                for txn in batch.0.iter() {
-                    let (outcome, commit) = inner.state.space.apply(txn);
+                let state = &mut inner.state;
+                let admission = match batch.id {
+                    Some(id) => state.register.admit(id, state.membership.membership()),
+                    None => Admission::Apply,
+                };
+                outcomes.0.reserve(batch.txns.len());
+                for (index, txn) in batch.txns.iter().enumerate() {
+                    let before = match &admission {
+                        Admission::Apply => None,
+                        Admission::Repeat(session) => session.committed.get(index).copied().flatten(),
+                        Admission::Stale => {
+                            outcomes.0.push(Outcome::Stale);
+                            continue;
+                        }
+                    };
+                    if let Some(revision) = before {
+                        outcomes.0.push(Outcome::Committed(revision));
+                        continue;
+                    }
+                    let (outcome, commit) = state.space.apply(txn);
                     if let Some(commit) = commit {
                         inner.changed.extend(commit.events.iter().map(|event| event.key.clone()));
                         commits.push(commit);
                     }
                     inner.bytes_since_checkpoint += crate::batch::txn_bytes(txn) as u64;
                     outcomes.0.push(outcome);
+                }
+                if let Some(id) = batch.id
+                    && admission != Admission::Stale
+                {
+                    state.register.remember(id, &outcomes.0);
                 }
             }
         }
@@ -268,6 +396,7 @@ impl Machine {
         self.applied_index.store(entry.log_id.index, Ordering::Release);
         // Within the lock: published revisions never go back.
         self.revision.send_if_modified(|published| std::mem::replace(published, revision) != revision);
+        self.applied.send_replace(entry.log_id.index);
         drop(guard);
         self.dirty.notify_one();
         if very_dirty {
@@ -288,32 +417,75 @@ impl Machine {
         inner.bytes_since_checkpoint = 0;
     }
 
-    fn replace(&self, state: Frozen) {
+    /// What this member is by what it has applied.
+    fn follow_membership(&self, state: &Frozen) {
+        let own = self.identity.member;
+        self.sole_voter.store(is_sole_voter(&state.membership, own), Ordering::Release);
+        if state.register.removed.contains(&own) {
+            self.stands(Standing::Removed);
+        } else if state.membership.voter_ids().any(|voter| voter == own) {
+            self.stands(Standing::Member);
+        }
+    }
+
+    fn replace(&self, state: Frozen, tree: Space) {
         let mut inner = self.lock();
         let revision = state.space.revision;
         inner.history.reset(revision);
         inner.watchers.end_all(true, &self.metrics);
         // It is on disk as a whole.
-        inner.frozen = None;
+        inner.frozen = inner.frozen.take().map(|_| Changes { state: state.clone(), keys: HashSet::new() });
         inner.changed.clear();
         inner.bytes_since_checkpoint = 0;
-        inner.has_checkpoint = true;
+        inner.tree = tree;
+        self.metrics.keys.set(state.space.map.len() as i64);
+        self.metrics.revision.set(revision.0 as i64);
         *self.newest.write().unwrap_or_else(PoisonError::into_inner) = Snapshot::new(state.space.map.clone(), revision);
-        self.applied_index.store(state.applied.map_or(0, |id| id.index), Ordering::Release);
+        let applied = state.applied.map_or(0, |id| id.index);
+        self.applied_index.store(applied, Ordering::Release);
+        self.follow_membership(&state);
         inner.state = state;
         self.revision.send_if_modified(|published| std::mem::replace(published, revision) != revision);
+        self.applied.send_replace(applied);
+        self.checkpointed.send_replace(applied);
     }
+}
+
+fn is_sole_voter(membership: &StoredMembershipOf, member: MemberId) -> bool {
+    membership.voter_ids().eq([member])
 }
 
 /// The machine as openraft sees it.
 pub(crate) struct StateMachine {
     pub(crate) machine: Arc<Machine>,
     pub(crate) disk: Disk,
-    pub(crate) identity: Identity,
 }
 
-fn marker(identity: Identity, state: &Frozen) -> Marker {
-    Marker { identity, checkpointed: state.applied.map_or(0, |id| id.index) }
+impl Machine {
+    fn marker_of(&self, state: &Frozen) -> Marker {
+        Marker { checkpointed: state.applied.map_or(0, |id| id.index), ..self.marker() }
+    }
+}
+
+/// The records beside a state tree that say what it stands for.
+fn put_heads(writes: &mut Writes, state: &Frozen) -> io::Result<()> {
+    writes.put(Space::Meta, CHECKPOINT, records::encode_checkpoint(&state.checkpoint())?);
+    writes.put(Space::Meta, REGISTER, records::encode_register(&state.register)?);
+    Ok(())
+}
+
+/// Empties a tree that does not count, a slice at a time.
+async fn clear(disk: &Disk, tree: Space) -> io::Result<()> {
+    loop {
+        let mut writes = Writes::default();
+        for record in disk.engine().scan(tree, &[]).take(SLICE_KEYS) {
+            writes.remove(tree, &record?.0);
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        disk.write(writes, None).await?;
+    }
 }
 
 impl RaftStateMachine<Types> for StateMachine {
@@ -351,38 +523,47 @@ impl RaftStateMachine<Types> for StateMachine {
             None => newest(&mut inner),
         };
         inner.bytes_since_checkpoint = 0;
-        Checkpointer { changes, machine: self.machine.clone(), disk: self.disk.clone(), identity: self.identity }
+        Checkpointer { changes, tree: inner.tree, machine: self.machine.clone(), disk: self.disk.clone() }
     }
 
+    /// The new state goes to the other tree, and then counts by one small write: a crash before it leaves the old
+    /// state whole, and one after it the new.
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, state: Frozen) -> io::Result<()> {
-        let mut writes = Writes::default();
-        for record in self.disk.engine().scan(Space::State, &[]) {
-            let (key, _) = record?;
-            if !state.space.map.contains_key(key.as_slice()) {
-                writes.remove(Space::State, &key);
+        let machine = &self.machine;
+        let _writing = machine.writing.lock().await;
+        let old = machine.lock().tree;
+        let new = if old == Space::State { Space::OtherState } else { Space::State };
+        clear(&self.disk, new).await?;
+        let (mut writes, mut bytes) = (Writes::default(), 0);
+        for (key, versioned) in state.space.map.iter() {
+            let record = records::encode_versioned(versioned);
+            bytes += key.len() + record.len();
+            writes.put(new, key, record);
+            if bytes >= SLICE_BYTES {
+                self.disk.write(std::mem::take(&mut writes), None).await?;
+                bytes = 0;
             }
         }
-        for (key, versioned) in state.space.map.iter() {
-            writes.put(Space::State, key, records::encode_versioned(versioned));
-        }
-        writes.put(Space::Meta, CHECKPOINT, records::encode_checkpoint(&state.checkpoint())?);
-        self.disk.write(writes, Some(marker(self.identity, &state))).await?;
-        self.machine.replace(state);
-        Ok(())
+        put_heads(&mut writes, &state)?;
+        writes.put(Space::Meta, TREE, vec![new as u8]);
+        self.disk.write(writes, Some(machine.marker_of(&state))).await?;
+        machine.replace(state, new);
+        clear(&self.disk, old).await
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Frozen>>> {
         let inner = self.machine.lock();
-        Ok(inner.has_checkpoint.then(|| inner.state.clone().snapshot()))
+        Ok(inner.state.applied.is_some().then(|| inner.state.clone().snapshot()))
     }
 }
 
 /// Writes one checkpoint, while writes go on.
 pub(crate) struct Checkpointer {
     changes: Changes,
+    /// The tree that counted when the checkpoint was begun.
+    tree: Space,
     machine: Arc<Machine>,
     disk: Disk,
-    identity: Identity,
 }
 
 impl RaftSnapshotBuilder<Types> for Checkpointer {
@@ -390,21 +571,30 @@ impl RaftSnapshotBuilder<Types> for Checkpointer {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Frozen>> {
         let start = Instant::now();
+        let machine = self.machine.clone();
+        let _writing = machine.writing.lock().await;
+        {
+            let inner = machine.lock();
+            if inner.tree != self.tree {
+                // A snapshot was installed meanwhile. It is newer, and a checkpoint of itself.
+                return Ok(inner.state.clone().snapshot());
+            }
+        }
         let Changes { state, keys } = &mut self.changes;
         let mut writes = Writes::default();
         for key in keys.iter() {
             match state.space.map.get(key) {
-                Some(versioned) => writes.put(Space::State, key, records::encode_versioned(versioned)),
-                None => writes.remove(Space::State, key),
+                Some(versioned) => writes.put(self.tree, key, records::encode_versioned(versioned)),
+                None => writes.remove(self.tree, key),
             }
         }
-        writes.put(Space::Meta, CHECKPOINT, records::encode_checkpoint(&state.checkpoint())?);
-        let written = self.disk.write(writes, Some(marker(self.identity, state))).await;
+        put_heads(&mut writes, state)?;
+        let written = self.disk.write(writes, Some(machine.marker_of(state))).await;
         let metrics = &self.machine.metrics;
         let mut inner = self.machine.lock();
         match written {
             Ok(()) => {
-                inner.has_checkpoint = true;
+                self.machine.checkpointed.send_replace(state.applied.map_or(0, |id| id.index));
                 metrics.checkpoint_seconds.observe(start.elapsed().as_secs_f64());
                 if let Ok(bytes) = self.disk.engine().bytes_on_disk() {
                     metrics.db_bytes.set(bytes as i64);

@@ -3,6 +3,7 @@
 pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod network;
+pub(crate) mod register;
 #[cfg(test)]
 mod suite_tests;
 
@@ -11,14 +12,28 @@ use std::sync::Arc;
 
 use crate::{Revision, Txn, Versioned};
 
+/// Names a proposal for good, so that one whose answer was lost can be proposed again and is applied once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProposalId {
+    /// Whose proposal it is.
+    pub(crate) member: u64,
+    /// Which start of that member; later ones are greater.
+    pub(crate) session: u64,
+    /// Counts the session's proposals, one of which is under way at a time.
+    pub(crate) number: u64,
+}
+
 /// One Raft entry: the Txns that were waiting when it was proposed. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Batch(pub(crate) Arc<Vec<Txn>>);
+pub(crate) struct Batch {
+    pub(crate) id: Option<ProposalId>,
+    pub(crate) txns: Arc<Vec<Txn>>,
+}
 
 // The contents may be secret, and are long: only their number is printed.
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} txns", self.0.len())
+        write!(f, "{} txns", self.txns.len())
     }
 }
 
@@ -32,7 +47,12 @@ impl fmt::Display for Batch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Committed(Revision),
-    Refused { index: usize, current: Option<Versioned> },
+    Refused {
+        index: usize,
+        current: Option<Versioned>,
+    },
+    /// Not looked at: nobody waits for it any more.
+    Stale,
 }
 
 /// What became of the Txns of an entry, in their order. Empty for entries without Txns.
@@ -42,9 +62,19 @@ pub(crate) struct Outcomes(pub(crate) Vec<Outcome>);
 /// A member of the Raft group, as the others reach it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Member {
+    /// Its node's name, for people.
+    pub(crate) name: String,
     /// `host:port`; empty for a lone member.
     pub(crate) address: String,
 }
+
+/// In tests of this crate's insides chance comes from a seed, so that a simulation can be repeated.
+#[cfg(test)]
+pub(crate) type SimulatedRuntime = openraft_rt::deterministic_rng::DeterministicRng<openraft::impls::TokioRuntime>;
+#[cfg(test)]
+pub(crate) type Runtime = SimulatedRuntime;
+#[cfg(not(test))]
+pub(crate) type Runtime = openraft::impls::TokioRuntime;
 
 openraft::declare_raft_types!(
     pub(crate) Types:
@@ -52,6 +82,7 @@ openraft::declare_raft_types!(
         R = Outcomes,
         NodeId = u64,
         Node = Member,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type Raft = openraft::Raft<Types, machine::StateMachine>;

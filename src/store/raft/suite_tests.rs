@@ -4,14 +4,17 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
+use crate::disk::database::Database;
 use crate::disk::engine::Engine;
-use crate::disk::identity::Identity;
+use crate::disk::identity::{Identity, Standing};
 use crate::disk::lock::DirLock;
 use crate::disk::thread::Disk;
-use crate::raft::Types;
 use crate::raft::log::LogStore;
 use crate::raft::machine::{Machine, StateMachine};
+use crate::raft::{SimulatedRuntime, Types};
 use crate::{Config, Metrics};
+
+const IDENTITY: Identity = Identity { cluster: 1, member: 1 };
 
 struct Builder;
 
@@ -20,14 +23,15 @@ impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
         let dir = tempfile::tempdir().unwrap();
         let lock = DirLock::take(dir.path()).unwrap();
         let (engine, _) = Engine::open(dir.path(), 1 << 20, lock).unwrap();
-        let disk = Disk::start(engine, dir.path().to_path_buf(), Metrics::default()).unwrap();
-        let machine = Machine::open(&disk, &Config::new(dir.path()), Metrics::default()).unwrap();
+        let disk = Disk::start(Database::Engine(engine), dir.path().to_path_buf(), Metrics::default()).unwrap();
+        let machine =
+            Machine::open(&disk, &Config::new(dir.path()), IDENTITY, Standing::Member, Metrics::default()).unwrap();
         let log = LogStore::open(disk.clone(), machine.applied_index()).unwrap();
-        Ok((dir, log, StateMachine { machine, disk, identity: Identity { cluster: 1, member: 1 } }))
+        Ok((dir, log, StateMachine { machine, disk }))
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openrafts_suite_passes() {
-    Suite::test_all(Builder).await.unwrap();
+    SimulatedRuntime::scope(1, Suite::test_all(Builder)).await.unwrap();
 }

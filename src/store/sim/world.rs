@@ -1,0 +1,539 @@
+//! Runs one world: members, clients, and what breaks; then mends everything and looks whether all is as it has to be.
+
+use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::disk::database::Database;
+use crate::disk::identity::{Identity, Marker, Standing};
+use crate::disk::thread::Disk;
+use crate::raft::SimulatedRuntime;
+use crate::raft::log::LogStore;
+use crate::raft::machine::Machine;
+use crate::sim::disk;
+use crate::sim::history::{Did, Operation, Value, is_linearizable};
+use crate::sim::net::Net;
+use crate::sim::random::Random;
+use crate::sim::witness::Witnesses;
+use crate::store::{Beginning, Opened, start};
+use crate::{ClusterId, CommitError, Config, Freshness, Metrics, Peer, Precondition, Revision, Snapshot, Store, Txn};
+
+const CLUSTER: ClusterId = ClusterId(7);
+const KEYS: u64 = 4;
+const CLIENTS: usize = 4;
+/// What a client does before it leaves: no key gets more operations than `history.rs` takes.
+const OPERATIONS_PER_CLIENT: u64 = 60;
+/// For how long things break.
+const TROUBLE: Duration = Duration::from_secs(12);
+/// How long a mended group may take to be well.
+const RECOVERY: Duration = Duration::from_secs(60);
+
+struct Host {
+    address: String,
+    machine: disk::Machine,
+    starts: u64,
+    running: Option<(Store, CancellationToken)>,
+    /// It was told to leave.
+    removed: bool,
+}
+
+struct World {
+    random: Random,
+    net: Net,
+    hosts: Arc<Mutex<Vec<Host>>>,
+    witnesses: Witnesses,
+    witnessing: JoinSet<()>,
+    history: Arc<Mutex<BTreeMap<u64, Vec<Operation>>>>,
+    acknowledged: Arc<Mutex<Vec<(Revision, u64, Value)>>>,
+    began: Instant,
+    verbose: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let random = Random::new(seed);
+        Self {
+            net: Net::new(random.clone()),
+            random,
+            hosts: Arc::default(),
+            witnesses: Witnesses::default(),
+            witnessing: JoinSet::new(),
+            history: Arc::default(),
+            acknowledged: Arc::default(),
+            began: Instant::now(),
+            verbose: std::env::var_os("MUSSEL_SIM_SEED").is_some(),
+        }
+    }
+
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.verbose {
+            println!("{:>10.3} {}", self.began.elapsed().as_secs_f64(), what());
+        }
+    }
+
+    fn host(&self) -> usize {
+        let mut hosts = self.hosts.lock().unwrap();
+        let address = format!("host-{}:1", hosts.len());
+        hosts.push(Host { address, machine: disk::Machine::default(), starts: 0, running: None, removed: false });
+        hosts.len() - 1
+    }
+
+    /// Starts a process on `host`: it founds, joins or goes on, as its disk says.
+    async fn start(&mut self, host: usize) {
+        let (address, machine, session, seeds) = {
+            let mut hosts = self.hosts.lock().unwrap();
+            let seeds = hosts.iter().filter(|other| other.running.is_some());
+            let seeds: Vec<_> = seeds.map(|other| other.address.clone()).collect();
+            let host = &mut hosts[host];
+            host.starts += 1;
+            (host.address.clone(), host.machine.clone(), host.starts, seeds)
+        };
+        let dead = CancellationToken::new();
+        let mut config = Config::new("/");
+        config.free_bytes_min = 0;
+        config.checkpoint_interval = self.random.between(Duration::from_millis(50), Duration::from_millis(800));
+        config.log_entries_kept = self.random.below(20);
+        config.timing.leader_timeout = Duration::from_secs(4);
+        config.peer = Some(Peer {
+            name: address.clone(),
+            address: address.clone(),
+            transport: self.net.transport(&address, dead.clone()),
+        });
+        let metrics = Metrics::default();
+        let platter = machine.open();
+        let (marker, beginning) = match machine.marker() {
+            Some(marker) if marker.standing != Standing::Joining => (marker, Beginning::Open),
+            Some(marker) => (marker, Beginning::Join { cluster: CLUSTER, seeds }),
+            None => {
+                let identity = Identity { cluster: CLUSTER.0, member: host as u64 + 1 };
+                let standing = if host == 0 { Standing::Member } else { Standing::Joining };
+                let marker = Marker { identity, checkpointed: 0, standing };
+                platter.write_marker(&marker).unwrap();
+                let joins = Beginning::Join { cluster: CLUSTER, seeds };
+                (marker, if host == 0 { Beginning::Open } else { joins })
+            }
+        };
+        assert_ne!(marker.standing, Standing::Removed, "{address} was removed and is started");
+        let random = self.random.clone();
+        let disk = Disk::start_in_task(Database::Simulated(platter), metrics.clone(), {
+            let machine = machine.clone();
+            move || {
+                let wait = random.between(Duration::from_micros(200), Duration::from_millis(3));
+                tokio::time::sleep(wait * machine.slowness())
+            }
+        });
+        let applied = Machine::open(&disk, &config, marker.identity, marker.standing, metrics.clone()).unwrap();
+        let log = LogStore::open(disk.clone(), applied.applied_index()).unwrap();
+        let recovered = applied.applied_index().load(std::sync::atomic::Ordering::Acquire);
+        assert!(recovered >= marker.checkpointed, "{address} went back behind its marker");
+        if applied.membership().voter_ids().any(|voter| voter == marker.identity.member) {
+            applied.stands(Standing::Member);
+        }
+        let (_, closed) = oneshot::channel();
+        let opened = Opened { disk, closed, log, machine: applied, identity: marker.identity, session };
+        let store = start(config, beginning, metrics, opened).await.unwrap();
+        self.say(|| format!("{address} starts, applied to {recovered}"));
+        self.net.serve(&address, &store);
+        self.witnessing.spawn(self.witnesses.clone().watch(store.clone(), address));
+        self.hosts.lock().unwrap()[host].running = Some((store, dead));
+    }
+
+    fn running(&self) -> Vec<(usize, Store)> {
+        let hosts = self.hosts.lock().unwrap();
+        let running = hosts.iter().enumerate();
+        running.filter_map(|(index, host)| Some((index, host.running.as_ref()?.0.clone()))).collect()
+    }
+
+    /// The power of `host` goes, and comes back with [`World::start`].
+    fn crash(&self, host: usize) {
+        let mut hosts = self.hosts.lock().unwrap();
+        let host = &mut hosts[host];
+        let Some((store, dead)) = host.running.take() else { return };
+        self.say(|| format!("{} loses power", host.address));
+        dead.cancel();
+        host.machine.cut_power(&self.random);
+        self.net.stop_serving(&host.address);
+        // What is left of it can reach neither disk nor network.
+        tokio::spawn(store.shutdown());
+    }
+
+    async fn stop(&self, host: usize) {
+        let running = self.hosts.lock().unwrap()[host].running.take();
+        let Some((store, dead)) = running else { return };
+        let address = self.hosts.lock().unwrap()[host].address.clone();
+        self.say(|| format!("{address} is stopped"));
+        store.shutdown().await;
+        dead.cancel();
+        self.net.stop_serving(&address);
+    }
+
+    fn leader(&self) -> Option<(usize, Store)> {
+        self.running().into_iter().find(|(_, store)| *store.leader().borrow())
+    }
+
+    async fn found(&mut self, members: usize) {
+        let host = self.host();
+        self.start(host).await;
+        for _ in 1..members {
+            let host = self.host();
+            self.start(host).await;
+            let store = self.running().pop().unwrap().1;
+            tokio::time::timeout(RECOVERY, store.joined()).await.expect("a member does not join").unwrap();
+        }
+    }
+
+    async fn trouble(&mut self) {
+        let until = Instant::now() + TROUBLE;
+        while Instant::now() < until {
+            let pause = self.random.between(Duration::from_millis(20), Duration::from_millis(900));
+            tokio::time::sleep(pause).await;
+            let hosts = self.hosts.lock().unwrap().len() as u64;
+            let any = self.random.below(hosts) as usize;
+            let address = |host: usize| self.hosts.lock().unwrap()[host].address.clone();
+            match self.random.below(17) {
+                0..=2 => self.crash(any),
+                3..=6 => self.start_one().await,
+                7 => {
+                    let other = self.random.below(hosts) as usize;
+                    self.say(|| format!("nothing goes from {} to {}", address(any), address(other)));
+                    self.net.hold(&address(any), &address(other));
+                }
+                8 => {
+                    self.say(|| format!("{} is cut off", address(any)));
+                    for other in 0..hosts as usize {
+                        self.net.hold(&address(any), &address(other));
+                        self.net.hold(&address(other), &address(any));
+                    }
+                }
+                9 | 10 => {
+                    self.say(|| "the network is mended".to_string());
+                    self.net.mend();
+                }
+                11 => {
+                    self.say(|| format!("connections of {} break", address(any)));
+                    let address = address(any);
+                    self.net.break_connections(|from, to| from == address || to == address);
+                }
+                12 => {
+                    let max = Duration::from_millis(5 + self.random.below(120));
+                    self.say(|| format!("the network takes up to {max:?}"));
+                    self.net.slow_down(max);
+                }
+                13 => {
+                    let times = 1 + self.random.below(200) as u32;
+                    self.say(|| format!("the disk of {} is {times} times as slow", address(any)));
+                    self.hosts.lock().unwrap()[any].machine.slow_down(times);
+                }
+                14 => {
+                    let jump = self.random.between(Duration::from_millis(100), Duration::from_secs(3));
+                    self.say(|| format!("the clock jumps by {jump:?}"));
+                    tokio::time::advance(jump).await;
+                }
+                15 => self.change_members(any).await,
+                _ => {
+                    if self.random.chance(50) {
+                        self.stop(any).await;
+                    } else if let Some((_, leader)) = self.leader() {
+                        self.say(|| "leadership is handed over".to_string());
+                        // What comes of it is the group's business.
+                        let _ = tokio::time::timeout(Duration::from_secs(1), leader.transfer_leadership(None)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn start_one(&mut self) {
+        let down = {
+            let hosts = self.hosts.lock().unwrap();
+            hosts.iter().position(|host| host.running.is_none() && !host.removed)
+        };
+        if let Some(host) = down {
+            self.start(host).await;
+        }
+    }
+
+    async fn change_members(&mut self, any: usize) {
+        let voters = self.leader().map_or(0, |(_, leader)| leader.members().len());
+        if voters > 3 && any != 0 && self.random.chance(60) {
+            let Some((_, leader)) = self.leader() else { return };
+            self.say(|| format!("host {any} is to leave"));
+            // Whatever comes of it, nobody starts it again.
+            self.hosts.lock().unwrap()[any].removed = true;
+            let _ = tokio::time::timeout(Duration::from_secs(2), leader.remove_member(any as u64 + 1)).await;
+            self.crash(any);
+        } else if voters > 0 && voters < 5 {
+            let host = self.host();
+            self.say(|| format!("host {host} joins"));
+            self.start(host).await;
+        }
+    }
+
+    /// Nothing is broken any more, and everybody is there who should be.
+    async fn mend(&mut self) {
+        self.say(|| "all is mended".to_string());
+        self.net.mend();
+        let hosts = self.hosts.lock().unwrap().len();
+        for host in 0..hosts {
+            self.hosts.lock().unwrap()[host].machine.slow_down(1);
+            let (running, removed) = {
+                let hosts = self.hosts.lock().unwrap();
+                (hosts[host].running.is_some(), hosts[host].removed)
+            };
+            if !running && !removed {
+                self.start(host).await;
+            }
+        }
+    }
+
+    /// Waits until all members hold the same and take writes.
+    async fn recover(&self) {
+        let until = Instant::now() + RECOVERY;
+        // Those that were to leave and did not are gone for good, and the others know.
+        loop {
+            let mut left = Vec::new();
+            if let Some((_, leader)) = self.leader() {
+                let members = leader.members();
+                {
+                    let hosts = self.hosts.lock().unwrap();
+                    let ids = members.into_iter().map(|member| member.id);
+                    left.extend(ids.filter(|id| hosts[*id as usize - 1].removed));
+                }
+                for id in &left {
+                    let _ = tokio::time::timeout(Duration::from_secs(5), leader.remove_member(*id)).await;
+                }
+                if left.is_empty() && self.agree(&leader).await {
+                    return;
+                }
+            }
+            if Instant::now() > until {
+                let states: Vec<_> = self
+                    .running()
+                    .iter()
+                    .map(|(host, store)| {
+                        let leads = *store.leader().borrow();
+                        format!("host {host} at {:?}, leads {leads}, {:?}", store.revision(), store.members())
+                    })
+                    .collect();
+                panic!("the group does not recover:\n{}", states.join("\n"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn agree(&self, leader: &Store) -> bool {
+        let written = leader.commit(put("/end", 0)).await;
+        let Ok(revision) = written else { return false };
+        for (_, store) in self.running() {
+            let reached = tokio::time::timeout(Duration::from_secs(5), store.wait_for(revision)).await;
+            if !matches!(reached, Ok(Ok(()))) || !matches!(store.joined().await, Ok(())) {
+                return false;
+            }
+        }
+        let mut digests = Vec::new();
+        for (_, store) in self.running() {
+            let Ok(snapshot) = store.snapshot_at(revision) else { return false };
+            digests.push(snapshot.digest());
+        }
+        assert!(digests.windows(2).all(|pair| pair[0] == pair[1]), "members differ at {revision:?}: {digests:x?}");
+        true
+    }
+
+    fn client(&self, number: usize) -> Client {
+        Client {
+            number: number as u64,
+            random: self.random.clone(),
+            hosts: self.hosts.clone(),
+            history: self.history.clone(),
+            acknowledged: self.acknowledged.clone(),
+            began: self.began,
+        }
+    }
+
+    fn judge(&self) {
+        for (key, operations) in self.history.lock().unwrap().iter() {
+            assert!(is_linearizable(operations), "key {key}: no order explains {operations:#?}");
+        }
+        for (revision, key, value) in self.acknowledged.lock().unwrap().iter() {
+            let Some(events) = self.witnesses.at(*revision) else { continue };
+            let event = &events[0];
+            assert_eq!(event.key, format!("/{key}"), "{revision:?} was acknowledged for another key");
+            assert_eq!(event.value, Some(format!("{value}").into()), "{revision:?} was acknowledged for another value");
+        }
+    }
+}
+
+fn put(key: &str, value: Value) -> Txn {
+    Txn { puts: vec![(Bytes::copy_from_slice(key.as_bytes()), format!("{value}").into())], ..Txn::default() }
+}
+
+struct Client {
+    number: u64,
+    random: Random,
+    hosts: Arc<Mutex<Vec<Host>>>,
+    history: Arc<Mutex<BTreeMap<u64, Vec<Operation>>>>,
+    acknowledged: Arc<Mutex<Vec<(Revision, u64, Value)>>>,
+    began: Instant,
+}
+
+fn value(snapshot: &Snapshot, key: u64) -> (Value, Option<Revision>) {
+    match snapshot.get(format!("/{key}").as_bytes()) {
+        Some(found) => (String::from_utf8_lossy(&found.value).parse().unwrap(), Some(found.revision)),
+        None => (0, None),
+    }
+}
+
+impl Client {
+    async fn run(self) {
+        for n in 1..=OPERATIONS_PER_CLIENT {
+            let pause = self.random.between(Duration::ZERO, Duration::from_millis(400));
+            tokio::time::sleep(pause).await;
+            let store = {
+                let hosts = self.hosts.lock().unwrap();
+                let running: Vec<_> = hosts.iter().filter_map(|host| host.running.as_ref()).collect();
+                if running.is_empty() {
+                    continue;
+                }
+                running[self.random.below(running.len() as u64) as usize].0.clone()
+            };
+            let key = self.random.below(KEYS);
+            let new = n * 10 + self.number + 1;
+            match self.random.below(3) {
+                0 => self.read(&store, key).await,
+                1 => self.write(&store, key, new).await,
+                _ => self.swap(&store, key, new).await,
+            }
+        }
+    }
+
+    fn note(&self, key: u64, did: Did, from: Duration, ended: bool) {
+        let to = ended.then(|| self.began.elapsed());
+        self.history.lock().unwrap().entry(key).or_default().push(Operation { did, from, to });
+    }
+
+    async fn read(&self, store: &Store, key: u64) {
+        let from = self.began.elapsed();
+        if let Ok(snapshot) = store.snapshot(Freshness::Linearizable).await {
+            self.note(key, Did::Read(value(&snapshot, key).0), from, true);
+        }
+    }
+
+    async fn write(&self, store: &Store, key: u64, new: Value) {
+        let from = self.began.elapsed();
+        match store.commit(put(&format!("/{key}"), new)).await {
+            Ok(revision) => {
+                self.note(key, Did::Wrote(new), from, true);
+                self.acknowledged.lock().unwrap().push((revision, key, new));
+            }
+            Err(CommitError::Unknown | CommitError::Stopped) => self.note(key, Did::Wrote(new), from, false),
+            // Surely not applied, which is checked by its value never being read.
+            Err(CommitError::NoLeader | CommitError::Unwritable(_)) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    async fn swap(&self, store: &Store, key: u64, new: Value) {
+        // As old as it may be: the revision decides.
+        let Ok(snapshot) = store.snapshot(Freshness::Local).await else { return };
+        let (old, revision) = value(&snapshot, key);
+        let name = format!("/{key}");
+        let mut txn = put(&name, new);
+        txn.preconditions.push(match revision {
+            Some(revision) => Precondition::At(name.into(), revision),
+            None => Precondition::Absent(name.into()),
+        });
+        let from = self.began.elapsed();
+        match store.commit(txn).await {
+            Ok(revision) => {
+                self.note(key, Did::Swapped(old, new), from, true);
+                self.acknowledged.lock().unwrap().push((revision, key, new));
+            }
+            Err(CommitError::Refused { current, .. }) => {
+                let found = current.map_or(0, |current| String::from_utf8_lossy(&current.value).parse().unwrap());
+                self.note(key, Did::Refused(old, found), from, true);
+            }
+            Err(CommitError::Unknown | CommitError::Stopped) => self.note(key, Did::Swapped(old, new), from, false),
+            Err(CommitError::NoLeader | CommitError::Unwritable(_)) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+async fn live(seed: u64) {
+    let mut world = World::new(seed);
+    let members = if world.random.chance(30) { 5 } else { 3 };
+    world.found(members).await;
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        clients.spawn(world.client(number).run());
+    }
+    world.trouble().await;
+    world.mend().await;
+    while let Some(ended) = clients.join_next().await {
+        ended.unwrap();
+    }
+    world.recover().await;
+    world.judge();
+    for (host, _) in world.running() {
+        world.stop(host).await;
+    }
+    while let Some(ended) = world.witnessing.join_next().await {
+        ended.unwrap();
+    }
+}
+
+fn run(seed: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(SimulatedRuntime::scope(seed, live(seed)));
+}
+
+/// `MUSSEL_SIM_SEED` replays one world, and tells what happens in it; `MUSSEL_SIM_WORLDS` sets how many there are,
+/// `MUSSEL_SIM_FIRST` the first seed.
+#[test]
+fn no_world_breaks_a_promise() {
+    let number = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
+    if let Some(seed) = number("MUSSEL_SIM_SEED") {
+        return run(seed);
+    }
+    let first = number("MUSSEL_SIM_FIRST").unwrap_or(1);
+    let worlds = number("MUSSEL_SIM_WORLDS").unwrap_or(100);
+    let next = Arc::new(Mutex::new(first));
+    let failed = Arc::new(Mutex::new(Vec::new()));
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+    let threads: Vec<_> = (0..threads)
+        .map(|_| {
+            let (next, failed) = (next.clone(), failed.clone());
+            std::thread::spawn(move || {
+                loop {
+                    let seed = {
+                        let mut next = next.lock().unwrap();
+                        let seed = *next;
+                        if seed >= first + worlds {
+                            return;
+                        }
+                        *next += 1;
+                        seed
+                    };
+                    if panic::catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
+                        println!(
+                            "world {seed} breaks a promise; again: MUSSEL_SIM_SEED={seed} cargo test -p mussel-store --lib no_world"
+                        );
+                        failed.lock().unwrap().push(seed);
+                    }
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let failed = failed.lock().unwrap();
+    assert!(failed.is_empty(), "worlds {failed:?} break a promise");
+}
