@@ -50,17 +50,72 @@ pub struct PruneRequest {
     pub keep: usize,
 }
 
+/// Members are named by 16 hexadecimal digits.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct StoreStatus {
-    pub leader: bool,
+    pub cluster: String,
+    /// The one that answers.
+    pub member: String,
+    pub leader: Option<String>,
+    pub term: u64,
     pub revision: u64,
-    pub keys: i64,
-    #[serde(rename = "dbBytes")]
-    pub db_bytes: i64,
-    pub watchers: i64,
+    pub keys: u64,
+    /// Equal on all members at equal revisions.
+    pub digest: String,
+    pub applied_index: u64,
+    pub committed_index: u64,
+    pub checkpoint_index: u64,
+    pub purged_index: u64,
+    pub last_log_index: u64,
+    pub db_bytes: u64,
     /// Why nothing can be written, if that is so.
-    #[serde(rename = "writeError")]
     pub write_error: Option<String>,
+    pub members: Vec<Member>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Member {
+    pub id: String,
+    pub name: String,
+    pub address: String,
+    pub role: String,
+    pub leader: bool,
+    pub lag_entries: Option<u64>,
+    pub reachable: Option<bool>,
+}
+
+impl StoreStatus {
+    fn of(status: mussel_store::Status) -> Self {
+        let id = |member: u64| format!("{member:016x}");
+        let members = status.members.into_iter().map(|member| Member {
+            id: id(member.id),
+            name: member.name,
+            address: member.address,
+            role: member.role.to_string(),
+            leader: member.leader,
+            lag_entries: member.lag_entries,
+            reachable: member.reachable,
+        });
+        Self {
+            cluster: status.cluster.to_string(),
+            member: id(status.member),
+            leader: status.leader.map(id),
+            term: status.term,
+            revision: status.revision.0,
+            keys: status.keys,
+            digest: id(status.digest),
+            applied_index: status.applied_index,
+            committed_index: status.committed_index,
+            checkpoint_index: status.checkpoint_index,
+            purged_index: status.purged_index,
+            last_log_index: status.last_log_index,
+            db_bytes: status.db_bytes,
+            write_error: status.failed,
+            members: members.collect(),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -139,15 +194,7 @@ impl IntoResponse for Refusal {
 }
 
 async fn status(State(admin): State<Admin>) -> Json<StoreStatus> {
-    let metrics = admin.store.metrics();
-    Json(StoreStatus {
-        leader: *admin.store.leader().borrow(),
-        revision: admin.store.revision().0,
-        keys: metrics.keys.get(),
-        db_bytes: metrics.db_bytes.get(),
-        watchers: metrics.watchers.get(),
-        write_error: admin.store.failed().map(|error| error.to_string()),
-    })
+    Json(StoreStatus::of(admin.store.status().await))
 }
 
 async fn list(State(admin): State<Admin>) -> Result<Json<Vec<Snapshot>>, Refusal> {

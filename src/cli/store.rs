@@ -10,12 +10,29 @@ pub fn main(args: &StoreArgs) -> anyhow::Result<()> {
     let status: StoreStatus = admin::ask(&args.local.run_dir, admin::STATUS, admin::NO_BODY)?;
     match output {
         Output::Table => {
-            println!("Leader:    {}", if status.leader { "yes" } else { "no" });
-            println!("Revision:  {}", status.revision);
-            println!("Keys:      {}", status.keys);
+            println!("Cluster:   {}", status.cluster);
+            println!(
+                "Term:      {}, applied {} of {} committed",
+                status.term, status.applied_index, status.committed_index
+            );
+            println!("Revision:  {} with {} keys, digest {}", status.revision, status.keys, status.digest);
             println!("Database:  {} bytes", status.db_bytes);
-            println!("Watchers:  {}", status.watchers);
             println!("Writes:    {}", status.write_error.as_deref().unwrap_or("work"));
+            println!();
+            println!("{:16}  {:7}  {:6}  {:9}  {:6}  ADDRESS", "MEMBER", "ROLE", "LEADER", "REACHABLE", "LAG");
+            for member in &status.members {
+                let (own, text) = (member.id == status.member, |flag| if flag { "yes" } else { "no" });
+                println!(
+                    "{:16}  {:7}  {:6}  {:9}  {:6}  {} {}",
+                    member.id,
+                    member.role,
+                    text(member.leader),
+                    if own { "this one" } else { member.reachable.map_or("?", text) },
+                    member.lag_entries.map_or("?".to_owned(), |lag| lag.to_string()),
+                    member.address,
+                    member.name,
+                );
+            }
         }
         Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
         Output::Yaml => print!("{}", serde_saphyr::to_string(&status).context("write YAML")?),

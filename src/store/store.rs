@@ -234,7 +234,7 @@ impl Store {
         let path = path.into();
         let snapshot = self.snapshot(Freshness::Linearizable).await?;
         let header = backup::Header {
-            cluster: self.shared.group.cluster().to_string(),
+            cluster: format!("{:032x}", self.shared.group.identity.cluster),
             revision: snapshot.revision().0,
             keys: snapshot.len() as u64,
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -370,6 +370,7 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
     match recover() {
         Ok((machine, log)) => Ok(Opened { disk, closed, log, machine, identity, session }),
         Err(error) => {
+            disk.give_up();
             drop(disk);
             // The lock is free again when the caller hears of it. This resolves by being dropped.
             let _ = closed.blocking_recv();

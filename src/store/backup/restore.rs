@@ -69,12 +69,12 @@ pub fn restore(backup: &Path, dir: &Path) -> Result<Founded, RestoreError> {
 /// The directory is as it was. `Locked`: a server is running on it.
 pub fn reset(dir: &Path) -> Result<Founded, RestoreError> {
     let marker = identity::read(dir)?;
-    let Some(marker) = marker else {
+    let Some(Marker { identity: old, .. }) = marker else {
         return Err(RestoreError::Empty { dir: dir.to_path_buf() });
     };
-    let snapshot = newest(dir, &marker)?;
+    let snapshot = newest(dir, old)?;
     replace(dir, |fresh| {
-        let mut founding = Founding::new(fresh, marker.identity.cluster, snapshot.revision())?;
+        let mut founding = Founding::new(fresh, old.cluster, snapshot.revision())?;
         for (key, versioned) in snapshot.range(b"", b"") {
             founding.put(key, versioned)?;
         }
@@ -97,19 +97,19 @@ pub enum RestoreError {
 }
 
 /// The state of a store that does not run: its last checkpoint, and all of its log.
-fn newest(dir: &Path, marker: &Marker) -> Result<mvcc::Snapshot, RestoreError> {
+fn newest(dir: &Path, identity: Identity) -> Result<mvcc::Snapshot, RestoreError> {
     let read = |source| RestoreError::Read { dir: dir.to_path_buf(), source };
     let (engine, closed) = Engine::open(dir, CACHE_BYTES, DirLock::take(dir)?)?;
     let disk = Disk::start(Database::Engine(engine), dir.to_path_buf(), Metrics::default()).map_err(read)?;
-    let replayed = Machine::open(&disk, &Config::new(dir), marker.identity, marker.standing, Metrics::default())
-        .and_then(|machine| {
-            LogStore::open(disk.clone(), machine.applied_index())?;
-            for record in disk.engine().scan(Space::Log, &[]) {
-                let (_, record) = record?;
-                machine.replay(&records::decode_entry(&record)?);
-            }
-            Ok(machine.newest())
-        });
+    let opened = Machine::open(&disk, &Config::new(dir), identity, Standing::Member, Metrics::default());
+    let replayed = opened.and_then(|machine| {
+        LogStore::open(disk.clone(), machine.applied_index())?;
+        for record in disk.engine().scan(Space::Log, &[]) {
+            let (_, record) = record?;
+            machine.replay(&records::decode_entry(&record)?);
+        }
+        Ok(machine.newest())
+    });
     drop(disk);
     // It resolves by being dropped: the directory is free again.
     let _ = closed.blocking_recv();
@@ -184,12 +184,12 @@ impl Founding {
         let write = |source| RestoreError::Write { dir: dir.to_path_buf(), source };
         let (engine, closed) = Engine::open(dir, CACHE_BYTES, DirLock::take(dir)?)?;
         // A member that nobody of the old group has heard of: whoever still looks for an old one does not find it.
-        let member = Identity::found().map_err(write)?.cluster as u64 >> 1;
+        let identity = Identity::join(cluster).map_err(write)?;
         Ok(Self {
             dir: dir.to_path_buf(),
             engine,
             closed,
-            identity: Identity { cluster, member },
+            identity,
             revision: Revision(newest.0.saturating_add(REVISION_JUMP)),
             keys: 0,
             digest: 0,

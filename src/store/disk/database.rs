@@ -43,16 +43,16 @@ impl Database {
         }
     }
 
-    /// Applies all changes or none. They are on disk when this returns.
+    /// Applies all changes or none. They are durable when this returns.
     pub(crate) fn write(&self, writes: &Writes) -> io::Result<()> {
         match self {
             Self::Engine(engine) => engine.write(writes),
             #[cfg(test)]
-            Self::Simulated(platter) => platter.write(writes).and_then(|()| platter.flush()),
+            Self::Simulated(platter) => platter.write(writes.changes()).and_then(|()| platter.flush()),
         }
     }
 
-    /// Opens it again, after an error.
+    /// See [`Engine::reopen`].
     pub(crate) fn reopen(&self) -> io::Result<()> {
         match self {
             Self::Engine(engine) => engine.reopen(),

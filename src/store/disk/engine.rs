@@ -90,8 +90,8 @@ impl Writes {
 
     /// Full keys, and values that replace what they held.
     #[cfg(test)]
-    pub(crate) fn changes(&self) -> &[(Vec<u8>, Option<Vec<u8>>)] {
-        &self.0
+    pub(crate) fn changes(&self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        self.0.clone()
     }
 }
 
@@ -490,7 +490,7 @@ fn name(full_key: &[u8]) -> String {
             Ok(index) => format!("log entry {}", u64::from_be_bytes(index)),
             Err(_) => "of the log".to_string(),
         },
-        Some((b's', key)) => format!("key {}", String::from_utf8_lossy(key).escape_debug()),
+        Some((b's' | b't', key)) => format!("key {}", String::from_utf8_lossy(key).escape_debug()),
         Some((b'm', key)) => format!("field {}", String::from_utf8_lossy(key).escape_debug()),
         _ => String::from_utf8_lossy(full_key).escape_debug().to_string(),
     }

@@ -4,11 +4,10 @@
 //! writes are tried again, until the disk takes them. To Raft that is a slow disk, so that the store goes on by itself once
 //! there is room again. Meanwhile [`Disk::failed`] says why nothing is written, and nothing new is accepted.
 
-use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use openraft::storage::IOFlushed;
@@ -42,8 +41,6 @@ enum Then {
     Tell(Option<Marker>, oneshot::Sender<io::Result<()>>),
     /// Order is enough; a crash may forget it.
     Nothing,
-    /// Whatever fails now is not tried again.
-    GiveUp,
 }
 
 struct Job {
@@ -65,39 +62,68 @@ struct Shared {
     failed: watch::Sender<Failure>,
     /// The newest log index that can be read from the database.
     written: AtomicU64,
+    /// The store is stopping: what fails is not tried again.
+    given_up: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Shared {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            failed: watch::Sender::new(None),
+            written: AtomicU64::new(0),
+            given_up: Mutex::new(false),
+            wake: Condvar::new(),
+        })
+    }
+
+    fn give_up(&self) {
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.wake.notify_all();
+    }
+
+    /// Sleeps. False when nothing is to be tried again.
+    fn wait(&self, time: Duration) -> bool {
+        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.wake.wait_timeout_while(given_up, time, |given_up| !*given_up);
+        !*waited.unwrap_or_else(PoisonError::into_inner).0
+    }
 }
 
 impl Disk {
     pub(crate) fn start(engine: Database, dir: PathBuf, metrics: Metrics) -> io::Result<Self> {
         // Unbounded, but what Raft sends is bounded by the proposals in flight, and those are bounded by the batcher.
-        let (disk, writer) = Self::new(engine, dir, metrics);
-        std::thread::Builder::new().name("store-disk".to_string()).stack_size(512 << 10).spawn(move || writer.run())?;
+        let (jobs, mut todo) = unbounded_channel();
+        let engine = Arc::new(engine);
+        let shared = Shared::new();
+        let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
+        let mut writer = Writer { engine, dir, shared, metrics, held: Writes::default() };
+        std::thread::Builder::new().name("store-disk".to_string()).stack_size(512 << 10).spawn(move || {
+            while let Some(first) = todo.blocking_recv() {
+                writer.work(first, &mut todo);
+            }
+        })?;
         Ok(disk)
     }
 
-    fn new(engine: Database, dir: PathBuf, metrics: Metrics) -> (Self, Writer) {
-        let (jobs, todo) = unbounded_channel();
-        let engine = Arc::new(engine);
-        let shared = Arc::new(Shared { failed: watch::Sender::new(None), written: AtomicU64::new(0) });
-        let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
-        let (stashed, held) = (VecDeque::new(), Writes::default());
-        (disk, Writer { engine, dir, shared, metrics, todo, stashed, held, given_up: false })
-    }
-
-    /// The same in a task, for simulations: `before_round` is awaited before each round of writes. What fails is not tried
-    /// again.
+    /// The same in a task, for simulations: `before_round` is awaited before each round of writes.
     #[cfg(test)]
     pub(crate) fn start_in_task<F: Future<Output = ()> + Send>(
         engine: Database,
         metrics: Metrics,
         mut before_round: impl FnMut() -> F + Send + 'static,
     ) -> Self {
-        let (disk, mut writer) = Self::new(engine, PathBuf::new(), metrics);
-        writer.given_up = true;
+        let (jobs, mut todo) = unbounded_channel();
+        let engine = Arc::new(engine);
+        let shared = Shared::new();
+        // Trying again would block the simulation, and does not help against a power cut.
+        shared.give_up();
+        let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
+        let mut writer = Writer { engine, dir: PathBuf::new(), shared, metrics, held: Writes::default() };
         tokio::spawn(async move {
-            while let Some(first) = writer.todo.recv().await {
+            while let Some(first) = todo.recv().await {
                 before_round().await;
-                writer.work(first);
+                writer.work(first, &mut todo);
             }
         });
         disk
@@ -145,7 +171,7 @@ impl Disk {
 
     /// From now on whoever waits for a write that fails is told so, and none is tried twice: the store is stopping.
     pub(crate) fn give_up(&self) {
-        self.send(Job { writes: Writes::default(), then: Then::GiveUp });
+        self.shared.give_up();
     }
 
     fn send(&self, job: Job) {
@@ -161,7 +187,7 @@ impl Then {
             Then::Raft(_, flushed) => flushed.io_completed(result),
             // Whoever gave up waiting does not need the answer.
             Then::Tell(_, tell) => drop(tell.send(result)),
-            Then::Nothing | Then::GiveUp => {}
+            Then::Nothing => {}
         }
     }
 }
@@ -175,30 +201,19 @@ struct Writer {
     dir: PathBuf,
     shared: Arc<Shared>,
     metrics: Metrics,
-    todo: UnboundedReceiver<Job>,
-    /// What came in while a failed round waited.
-    stashed: VecDeque<Job>,
     /// Nobody waits for these, so that they may share the next round's fsync.
     held: Writes,
-    given_up: bool,
 }
 
 impl Writer {
-    fn run(mut self) {
-        while let Some(first) = self.stashed.pop_front().or_else(|| self.todo.blocking_recv()) {
-            self.work(first);
-        }
-    }
-
     /// One round: `first` and what waits behind it.
-    fn work(&mut self, first: Job) {
+    fn work(&mut self, first: Job, todo: &mut UnboundedReceiver<Job>) {
         let mut writes = std::mem::take(&mut self.held);
         let mut waiting = Vec::new();
         let mut durable = writes.bytes() > HELD_BYTES_MAX;
-        let behind = std::iter::from_fn(|| self.stashed.pop_front().or_else(|| self.todo.try_recv().ok()));
+        let behind = std::iter::from_fn(|| todo.try_recv().ok());
         for job in std::iter::once(first).chain(behind.take(JOBS_PER_ROUND_MAX)) {
-            self.given_up |= matches!(job.then, Then::GiveUp);
-            durable |= matches!(job.then, Then::Raft(..) | Then::Tell(..));
+            durable |= !matches!(job.then, Then::Nothing);
             writes.append(job.writes);
             waiting.push(job.then);
         }
@@ -222,6 +237,10 @@ impl Writer {
 
     /// Writes until it works, or until the store stops.
     fn insist(&mut self, writes: &Writes, marker: Option<Marker>) -> io::Result<()> {
+        // Given up: what comes after a hole must not be written.
+        if let Some(error) = self.shared.failed.borrow().as_ref() {
+            return Err(copy(error));
+        }
         let mut retry_after = RETRY_AFTER_MIN;
         let mut result = self.round(writes, marker);
         while let Err(error) = &result {
@@ -231,7 +250,7 @@ impl Writer {
                 let file = self.engine.file().display();
                 tracing::error!(%file, %error, "the store cannot write; it tries again until it can");
             }
-            if !self.wait(retry_after) {
+            if !self.shared.wait(retry_after) {
                 return result;
             }
             retry_after = (retry_after * 2).min(RETRY_AFTER_MAX);
@@ -244,31 +263,6 @@ impl Writer {
             tracing::info!(file = %self.engine.file().display(), "the store writes again");
         }
         result
-    }
-
-    /// Sleeps, and stashes what comes in. False when there is nobody left to write for.
-    fn wait(&mut self, time: Duration) -> bool {
-        if self.given_up {
-            return false;
-        }
-        let end = Instant::now() + time;
-        // A clock of its own: this thread is not one of the runtime's. A disk that fails is rare.
-        let Ok(clock) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
-            std::thread::sleep(time);
-            return !self.given_up;
-        };
-        while !self.given_up {
-            let left = end.saturating_duration_since(Instant::now());
-            match clock.block_on(async { tokio::time::timeout(left, self.todo.recv()).await }) {
-                Ok(Some(job)) => {
-                    self.given_up |= matches!(job.then, Then::GiveUp);
-                    self.stashed.push_back(job);
-                }
-                Err(_) => return true,
-                Ok(None) => return false,
-            }
-        }
-        false
     }
 
     fn round(&self, writes: &Writes, marker: Option<Marker>) -> io::Result<()> {

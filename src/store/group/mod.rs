@@ -45,7 +45,7 @@ pub(crate) struct Group {
     pub(crate) metrics: Metrics,
     pub(crate) dir: PathBuf,
     pub(crate) free_bytes_min: u64,
-    /// Why this member's disk takes nothing at the moment.
+    /// Why the disk takes no writes, while that is so.
     pub(crate) failures: watch::Receiver<Failure>,
     /// How the group is to know this member; `None` for one without a way to others.
     pub(crate) record: Mutex<Option<Member>>,

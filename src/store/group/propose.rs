@@ -97,7 +97,14 @@ impl Group {
     pub(crate) async fn lead_propose(&self, batch: Batch) -> Result<Vec<Outcome>, Failure> {
         let bytes = batch.txns.iter().map(crate::batch::txn_bytes).sum();
         self.writable(bytes).map_err(|error| Failure::Unwritable(error.to_string()))?;
-        match self.raft.client_write(batch).await {
+        let mut failures = self.failures.clone();
+        let written = tokio::select! {
+            biased;
+            written = self.raft.client_write(batch) => written,
+            // What is in flight is written once the disk works again.
+            Ok(_) = failures.wait_for(Option::is_some) => return Err(Failure::Unknown),
+        };
+        match written {
             Ok(response) => Ok(response.data.0),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(leader))) => {
                 let leader = leader.leader_id.zip(leader.leader_node.map(|member| member.address));

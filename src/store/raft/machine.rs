@@ -406,17 +406,6 @@ impl Machine {
         outcomes
     }
 
-    /// What this member is by what it has applied.
-    fn follow_membership(&self, state: &Frozen) {
-        let own = self.identity.member;
-        self.sole_voter.store(is_sole_voter(&state.membership, own), Ordering::Release);
-        if state.register.removed.contains(&own) {
-            self.stands(Standing::Removed);
-        } else if state.membership.voter_ids().any(|voter| voter == own) {
-            self.stands(Standing::Member);
-        }
-    }
-
     /// Fixes what the next checkpoint will be of.
     pub(crate) fn freeze(&self) {
         let mut inner = self.lock();
@@ -428,13 +417,24 @@ impl Machine {
         inner.bytes_since_checkpoint = 0;
     }
 
+    /// What this member is by what it has applied.
+    fn follow_membership(&self, state: &Frozen) {
+        let own = self.identity.member;
+        self.sole_voter.store(is_sole_voter(&state.membership, own), Ordering::Release);
+        if state.register.removed.contains(&own) {
+            self.stands(Standing::Removed);
+        } else if state.membership.voter_ids().any(|voter| voter == own) {
+            self.stands(Standing::Member);
+        }
+    }
+
     fn replace(&self, state: Frozen, tree: Space) {
         let mut inner = self.lock();
         let revision = state.space.revision;
         inner.history.reset(revision);
         inner.watchers.end_all(true, &self.metrics);
         // It is on disk as a whole.
-        inner.frozen = None;
+        inner.frozen = inner.frozen.take().map(|_| Changes { state: state.clone(), keys: HashSet::new() });
         inner.changed.clear();
         inner.bytes_since_checkpoint = 0;
         inner.tree = tree;
@@ -523,8 +523,7 @@ impl RaftStateMachine<Types> for StateMachine {
             None => newest(&mut inner),
         };
         inner.bytes_since_checkpoint = 0;
-        let tree = inner.tree;
-        Checkpointer { changes, tree, machine: self.machine.clone(), disk: self.disk.clone() }
+        Checkpointer { changes, tree: inner.tree, machine: self.machine.clone(), disk: self.disk.clone() }
     }
 
     /// The new state goes to the other tree, and then counts by one small write: a crash before it leaves the old
@@ -561,7 +560,7 @@ impl RaftStateMachine<Types> for StateMachine {
 /// Writes one checkpoint, while writes go on.
 pub(crate) struct Checkpointer {
     changes: Changes,
-    /// The tree that counted when the state was frozen.
+    /// The tree that counted when the checkpoint was begun.
     tree: Space,
     machine: Arc<Machine>,
     disk: Disk,

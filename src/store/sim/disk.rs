@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use crate::disk::engine::{Space, Writes};
+use crate::disk::engine::Space;
 use crate::disk::identity::Marker;
 use crate::sim::random::Random;
 
@@ -100,8 +100,7 @@ impl Platter {
         found.unwrap_or_else(|error| vec![Err(error)]).into_iter()
     }
 
-    pub(crate) fn write(&self, writes: &Writes) -> io::Result<()> {
-        let changes = writes.changes().to_vec();
+    pub(crate) fn write(&self, changes: Vec<Change>) -> io::Result<()> {
         self.with(|surface| {
             for change in &changes {
                 apply(&mut surface.now, change.clone());
