@@ -5,12 +5,17 @@
 //! copy and reads never touch the disk.
 //!
 //! Start with `store.rs`. `mvcc.rs` is the pure heart; `raft/` plugs it and the disk into openraft; `disk/` is all that
-//! touches files; `batch.rs` feeds it, `watch.rs` and `history.rs` tell of it; `backup/` makes files of it and it of files.
+//! touches files; `group/` is this member as one of several, and `wire/` what they say to each other; `batch.rs` feeds it,
+//! `watch.rs` and `history.rs` tell of it; `backup/` makes files of it and it of files. `sim/` runs whole groups in a
+//! simulated world.
 //!
 //! What always holds:
 //! - The log is the only synchronous write. The state tree on disk is a checkpoint; recovery is it plus the log's tail.
 //! - Revisions have no gap and depend on nothing but the log.
 //! - A directory that had data never comes up empty.
+//! - A commit that was proposed twice, because its answer was lost, is applied once. What cannot be known is called unknown.
+//! - A linearizable read asks a majority, not a clock. A lone member has nobody to ask.
+//! - A member that was removed does not come back.
 
 pub mod backup;
 mod batch;

@@ -68,7 +68,7 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// The group's clockwork. All members should have the same; the default fails over in 1 to 1.3 s.
+/// The group's clockwork. All members should have the same; the default fails over in about 1 s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// How often a leader with nothing to say says that it is there.
@@ -86,8 +86,8 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             heartbeat_interval: Duration::from_millis(150),
-            election_timeout_min: Duration::from_millis(350),
-            election_timeout_max: Duration::from_millis(600),
+            election_timeout_min: Duration::from_millis(300),
+            election_timeout_max: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(2),
             leader_timeout: Duration::from_secs(10),
         }

@@ -38,8 +38,8 @@ const REGISTER: &[u8] = b"register";
 const TREE: &[u8] = b"tree";
 
 /// What is written to the other state tree at once, while a snapshot is installed.
-const SLICE_BYTES: usize = 1 << 20;
-const SLICE_KEYS: usize = 4096;
+const SLICE_BYTES: usize = if cfg!(test) { 32 } else { 1 << 20 };
+const SLICE_KEYS: usize = if cfg!(test) { 2 } else { 4096 };
 
 /// What Raft agreed on up to some entry. A clone is a pointer copy, and stays as it is while writes go on.
 #[derive(Clone, Debug, Default)]

@@ -147,6 +147,8 @@ pub(crate) struct Link {
     member: MemberId,
     address: Mutex<String>,
     state: watch::Sender<State>,
+    /// It was said that the member is not reached, and not yet that it is again.
+    complained: Arc<AtomicBool>,
 }
 
 enum State {
@@ -158,7 +160,8 @@ enum State {
 
 impl Link {
     fn new(own: Own, member: MemberId, address: &str) -> Self {
-        Self { own, member, address: Mutex::new(address.to_string()), state: watch::Sender::new(State::Idle) }
+        let (address, state) = (Mutex::new(address.to_string()), watch::Sender::new(State::Idle));
+        Self { own, member, address, state, complained: Arc::default() }
     }
 
     fn address(&self) -> String {
@@ -212,8 +215,21 @@ impl Link {
                 // Apart from this call, which may be given up before a slow handshake is through.
                 let own = self.own.clone();
                 let (member, address, state) = (self.member, self.address(), self.state.clone());
+                let complained = self.complained.clone();
                 self.own.tasks.spawn(async move {
                     let connected = own.connect(member, &address).await;
+                    // Tried again and again, but said once.
+                    match &connected {
+                        Err(error) if !complained.swap(true, Ordering::AcqRel) && !own.stop.is_cancelled() => {
+                            let member = format!("{member:016x}");
+                            tracing::warn!(member, address, error = %Chain(error), "a member is not reached");
+                        }
+                        Ok(_) if complained.swap(false, Ordering::AcqRel) => {
+                            let member = format!("{member:016x}");
+                            tracing::info!(member, address, "a member is reached again");
+                        }
+                        _ => {}
+                    }
                     if let Err(LinkError::Hello { source, .. }) = &connected
                         && matches!(**source, HelloError::Removed(_))
                     {
@@ -270,9 +286,7 @@ impl Own {
                 connected.unwrap_or_else(|_| Err(failed(io::Error::from(io::ErrorKind::TimedOut))))
             }
         };
-        let (stream, agreed) = connected.inspect_err(|error| {
-            tracing::debug!(member, address, error = %Chain(error), "member was not reached");
-        })?;
+        let (stream, agreed) = connected?;
         tracing::debug!(member = agreed.member, address, version = agreed.version, "connected to member");
         Ok(self.start(stream, agreed, address))
     }

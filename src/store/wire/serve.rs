@@ -24,6 +24,9 @@ use crate::wire::link::Chain;
 use crate::wire::message::{Answer, Failure, Request};
 use crate::wire::transfer::Incoming;
 
+/// Connections that are served at once. A member has one, and leaves another behind when it is cut off.
+const CONNECTIONS_MAX: i64 = 64;
+
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Questions of one connection that are worked on at once, and their bytes. Whatever more comes waits in the network.
@@ -69,6 +72,12 @@ pub(crate) async fn serve(
     complaints: &Complaints,
     mut stream: impl PeerStream + 'static,
 ) -> io::Result<()> {
+    if group.metrics.peer_connections.get() >= CONNECTIONS_MAX {
+        group.metrics.peer_refused.inc();
+        let error = io::Error::new(io::ErrorKind::QuotaExceeded, "too many connections of other members");
+        complaints.about(&error);
+        return Err(error);
+    }
     let own = Answerer { versions: group.versions, cluster: group.cluster(), member: group.member() };
     let answering = hello::answer(&mut stream, own, |member| group.machine.is_removed(member));
     let agreed = match tokio::time::timeout(HELLO_TIMEOUT, answering).await {
@@ -313,6 +322,9 @@ async fn answer(group: &Group, from: MemberId, request: Request, body_bytes: usi
             if group.leader() != Leader::Here {
                 return not_leader(group);
             }
+            if group.membership().get_node(&from).is_none() {
+                return not_a_member();
+            }
             match group.lead_propose(batch).await {
                 Ok(outcomes) => Answer::Outcomes(outcomes),
                 Err(failure) => Answer::Failed(failure),
@@ -323,6 +335,11 @@ async fn answer(group: &Group, from: MemberId, request: Request, body_bytes: usi
             Err(Failure::NotLeader(_)) => not_leader(group),
             Err(failure) => Answer::Failed(failure),
         },
+        Request::RemoveMember(_) | Request::TransferLeadership(_)
+            if group.leader() == Leader::Here && group.membership().get_node(&from).is_none() =>
+        {
+            not_a_member()
+        }
         Request::Join { .. }
         | Request::RemoveMember(_)
         | Request::UpdateMember { .. }
@@ -332,6 +349,10 @@ async fn answer(group: &Group, from: MemberId, request: Request, body_bytes: usi
             Answer::Failed(Failure::Other("a snapshot out of turn".to_string()))
         }
     }
+}
+
+fn not_a_member() -> Answer {
+    Answer::Failed(Failure::Other("only members may ask for that".to_string()))
 }
 
 fn not_leader(group: &Group) -> Answer {
