@@ -13,7 +13,7 @@ use mussel_apiserver::ServingCert;
 use mussel_client::informer::kept::keep;
 use mussel_client::{ClientIdentity, ClusterTls, Informers, over_cluster_tls};
 use mussel_cluster::balancer::{self, Balancer};
-use mussel_cluster::join::{AgentJoin, Identity, Reasons};
+use mussel_cluster::join::{AgentJoin, Identity, JoinError, Reasons};
 use mussel_cluster::protocol::Certificate;
 use mussel_cluster::token::Token;
 use mussel_cluster::tunnel::TunnelClient;
@@ -26,6 +26,8 @@ use super::node::{self, KUBELET_PORT, NodeConfig};
 use super::parts::{Parts, chain};
 use super::{node_address, notify, preflight, process};
 
+/// A server that can be reached answers within this; pods do not wait longer for one.
+const HEAD_START: Duration = Duration::from_secs(3);
 const JOIN_RETRY: Duration = Duration::from_secs(2);
 /// Certificates live a year and are asked for anew this often, and at each start.
 const RENEW_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -90,11 +92,7 @@ fn token(args: &NodeArgs) -> anyhow::Result<Option<Token>> {
 }
 
 async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::Result<()> {
-    // A node that has been part of the cluster needs nobody's leave to run its pods.
-    let (identity, is_new) = match Identity::load(&join.dir)? {
-        Some(identity) => (identity, false),
-        None => (joined(&join).await, true),
-    };
+    let (identity, is_new) = identity(&join).await?;
     let shown = Shown::new(&identity)?;
     let local = join.local.to_string();
     let ca = identity.server_ca_pem.as_bytes();
@@ -139,7 +137,7 @@ async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::
     };
     node::start(node, parts).await?;
     notify::ready();
-    parts.start_infallible("certificates", |stop| renew(join, identity, shown, is_new, stop));
+    parts.start("certificates", |stop| renew(join, identity, shown, is_new, stop));
     Ok(())
 }
 
@@ -151,6 +149,28 @@ fn keep_services(informers: &Informers, dir: &Path, parts: &mut Parts) {
     parts.start_infallible("services on disk", |stop| keep(services, file, stop));
     let file = kept.join("endpointslices.json");
     parts.start_infallible("endpoints on disk", |stop| keep(slices, file, stop));
+}
+
+/// Who this node is, and whether the cluster has just said so. A node that has been part of the cluster needs nobody's leave
+/// to run its pods; but a server that is there may say that another machine has taken its place.
+async fn identity(join: &AgentJoin) -> anyhow::Result<(Identity, bool)> {
+    let Some(kept) = Identity::load(&join.dir)? else { return Ok((joined(join).await, true)) };
+    match time::timeout(HEAD_START, join.attempt()).await {
+        Ok(Ok(joined)) => Ok((joined.identity, true)),
+        Ok(Err(error @ JoinError::NameTaken { .. })) => {
+            tracing::error!("{}", chain(&error));
+            Identity::forget(&join.dir)?;
+            Ok((joined(join).await, true))
+        }
+        Ok(Err(error)) => {
+            tracing::warn!("starting with what is known from before: {}", chain(&error));
+            Ok((kept, false))
+        }
+        Err(_) => {
+            tracing::warn!("starting with what is known from before: no server answers");
+            Ok((kept, false))
+        }
+    }
 }
 
 /// Tries until the cluster takes this machine.
@@ -195,16 +215,25 @@ impl Shown {
 }
 
 /// Asks for new certificates: now, unless they are new, then every [`RENEW_EVERY`].
-async fn renew(join: AgentJoin, identity: Identity, shown: Shown, is_new: bool, stop: CancellationToken) {
+///
+/// # Errors
+/// When another machine has this node's name: two kubelets must not act as one node.
+async fn renew(
+    join: AgentJoin,
+    identity: Identity,
+    shown: Shown,
+    is_new: bool,
+    stop: CancellationToken,
+) -> Result<(), JoinError> {
     let mut wait = if is_new { RENEW_EVERY } else { Duration::ZERO };
     let mut reasons = Reasons::default();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return Ok(()),
             () = time::sleep(wait) => {}
         }
         let attempt = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return Ok(()),
             attempt = join.attempt() => attempt,
         };
         wait = match attempt {
@@ -223,6 +252,10 @@ async fn renew(join: AgentJoin, identity: Identity, shown: Shown, is_new: bool, 
                     tracing::warn!("the cluster's settings or CAs changed; restart this agent to use them");
                 }
                 RENEW_EVERY
+            }
+            Err(error @ JoinError::NameTaken { .. }) => {
+                Identity::forget(&join.dir)?;
+                return Err(error);
             }
             Err(error) => {
                 reasons.tell(&chain(&error));

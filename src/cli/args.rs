@@ -3,8 +3,10 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use mussel_cluster::bootstrap_tokens;
 use mussel_network::backend::Backend;
 
 pub const DEFAULT_CONFIG: &str = "/etc/mussel/config.yaml";
@@ -27,6 +29,10 @@ pub enum Command {
     Server(Box<ServerArgs>),
     /// Run a node that joins a cluster
     Agent(Box<AgentArgs>),
+    /// Tokens that let machines join
+    Token(TokenArgs),
+    /// Look at certificates, and make new ones
+    Certificate(CertificateArgs),
     /// Work with the container runtime's images
     Ctr(CtrArgs),
     /// Stop all pods of this machine and undo its network set-up; data stays
@@ -56,6 +62,133 @@ pub struct LocalArgs {
     /// Turn on debug logs
     #[arg(long, env = "MUSSEL_DEBUG", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub debug: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    #[command(subcommand)]
+    pub command: TokenCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a bootstrap token, with which agents join until it expires
+    Create {
+        /// <6>.<16> lower-case letters and digits (default: random)
+        token: Option<String>,
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        description: String,
+        /// Groups of whoever shows it
+        #[arg(long, value_delimiter = ',', default_value = bootstrap_tokens::NODE_GROUP, value_name = "GROUP")]
+        groups: Vec<String>,
+        #[arg(long, value_delimiter = ',', default_values = bootstrap_tokens::USAGES, value_name = "USAGE")]
+        usages: Vec<String>,
+        /// How long it is good for, such as 90m or 24h; 0 for ever
+        #[arg(long, default_value = "24h", value_parser = duration, value_name = "TIME")]
+        ttl: Duration,
+        #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+    },
+    /// List bootstrap tokens
+    #[command(visible_alias = "ls")]
+    List {
+        #[arg(short, long, default_value = "text", value_parser = ["text", "json", "yaml"], value_name = "FORMAT")]
+        output: String,
+        #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+    },
+    /// Delete bootstrap tokens, by id or whole
+    Delete {
+        #[arg(required = true)]
+        tokens: Vec<String>,
+        #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+    },
+    /// Print a random bootstrap token, and do nothing else
+    Generate,
+    /// Change the servers' token
+    Rotate {
+        /// The current token (default: that in <data-dir>/server/token)
+        #[arg(short, long, env = "MUSSEL_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+        token: Option<String>,
+        /// The new one (default: random)
+        #[arg(long, env = "MUSSEL_NEW_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+        new_token: Option<String>,
+        #[arg(short, long, env = "MUSSEL_URL", default_value = "https://127.0.0.1:6443", value_name = "URL")]
+        server: String,
+        #[arg(short, long, env = "MUSSEL_DATA_DIR", default_value = DEFAULT_DATA_DIR, value_name = "DIR")]
+        data_dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CertificateArgs {
+    #[command(subcommand)]
+    pub command: CertificateCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CertificateCommand {
+    /// Say how long the certificates of this machine are good for
+    Check {
+        #[arg(short, long, env = "MUSSEL_DATA_DIR", default_value = DEFAULT_DATA_DIR, value_name = "DIR")]
+        data_dir: PathBuf,
+        #[arg(short, long, default_value = "text", value_parser = ["text", "table", "json", "yaml"], value_name = "FORMAT")]
+        output: String,
+        /// Only those of these services
+        #[arg(short, long, value_delimiter = ',', value_name = "SERVICE")]
+        service: Vec<Service>,
+    },
+    /// Have the certificates made anew at the next start; CAs stay. Stop the service first
+    Rotate {
+        #[command(flatten)]
+        local: LocalArgs,
+        /// Only those of these services
+        #[arg(short, long, value_delimiter = ',', value_name = "SERVICE")]
+        service: Vec<Service>,
+    },
+    /// Give new CAs and keys to a running cluster
+    RotateCa {
+        /// Folder with the new files, laid out as <data-dir>/server/tls
+        #[arg(long, value_name = "DIR")]
+        path: PathBuf,
+        #[arg(short, long, env = "MUSSEL_URL", default_value = "https://127.0.0.1:6443", value_name = "URL")]
+        server: String,
+        /// The servers' token (default: that in <data-dir>/server/token)
+        #[arg(short, long, env = "MUSSEL_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+        token: Option<String>,
+        #[arg(short, long, env = "MUSSEL_DATA_DIR", default_value = DEFAULT_DATA_DIR, value_name = "DIR")]
+        data_dir: PathBuf,
+        /// Also when the new CAs have another root: every agent then needs the new token
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Whose certificates, by k3s' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Service {
+    Admin,
+    ApiServer,
+    AuthProxy,
+    Etcd,
+    KubeProxy,
+    Kubelet,
+}
+
+impl Service {
+    /// Whether a certificate file of this stem is the service's.
+    pub fn has(self, stem: &str) -> bool {
+        let stems: &[&str] = match self {
+            Self::Admin => &["client-admin"],
+            Self::ApiServer => &["serving-kube-apiserver", "client-kube-apiserver"],
+            Self::AuthProxy => &["client-auth-proxy"],
+            Self::Etcd => &["peer-server-client"],
+            Self::KubeProxy => &["client-kube-proxy"],
+            Self::Kubelet => &["serving-kubelet", "client-kubelet"],
+        };
+        stems.contains(&stem)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -286,6 +419,31 @@ pub struct Taint {
     pub effect: String,
 }
 
+/// `24h`, `1h30m`, `90s` or `0`, as Go writes them.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time such as 24h, 90m or 0");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let (mut total, mut number) = (0_u64, String::new());
+    for letter in text.chars() {
+        let unit = match letter {
+            '0'..='9' => {
+                number.push(letter);
+                continue;
+            }
+            'd' => 86_400,
+            'h' => 3600,
+            'm' => 60,
+            's' => 1,
+            _ => return Err(wrong()),
+        };
+        let count: u64 = std::mem::take(&mut number).parse().map_err(|_| wrong())?;
+        total = count.checked_mul(unit).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
+    }
+    if number.is_empty() && !text.is_empty() { Ok(Duration::from_secs(total)) } else { Err(wrong()) }
+}
+
 fn octal(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o7777 => Ok(mode),
@@ -367,6 +525,15 @@ mod tests {
             ["--no-such-flag"],
         ] {
             assert!(server(&args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        for wrong in ["", "5", "h", "1x", "-1h"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod agent;
 mod args;
+mod certificate;
 mod check_config;
 mod config_file;
 mod ctr;
@@ -15,6 +16,7 @@ mod pod_network;
 mod preflight;
 mod process;
 mod server;
+mod token;
 
 use std::process::ExitCode;
 
@@ -66,6 +68,8 @@ fn run(cli: Cli, skipped: &[String]) -> anyhow::Result<ExitCode> {
             }
             agent::main(*args)?;
         }
+        Command::Certificate(args) => certificate::main(args)?,
+        Command::Token(args) => token::main(args)?,
         Command::Ctr(args) => ctr::main(&args)?,
         Command::Killall(args) => {
             log::start(args.debug);

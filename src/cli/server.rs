@@ -19,7 +19,7 @@ use mussel_cluster::servers::{Record, Servers};
 use mussel_cluster::settings::ClusterSettings;
 use mussel_cluster::supervisor::Supervisor;
 use mussel_cluster::tunnel::Tunnels;
-use mussel_cluster::{kubeconfig, token};
+use mussel_cluster::{bootstrap_tokens, ca_rotation, kubeconfig, token, token_rotation};
 use mussel_store::Store;
 use tokio::net::TcpListener;
 use tokio::time;
@@ -210,7 +210,7 @@ async fn start(
     let supervisor = Supervisor::new(mussel_cluster::supervisor::Config {
         pki: Arc::clone(&pki),
         settings: settings.cluster.clone(),
-        secrets,
+        secrets: Arc::clone(&secrets),
         tunnels: tunnels.clone(),
         reserved: settings.reserved()?,
         server_dir: server_dir.clone(),
@@ -253,6 +253,7 @@ async fn start(
         request_header_ca_pem: Some(pki.request_header_ca.cert_pem().into()),
         request_header_allowed_names: vec!["system:auth-proxy".to_owned()],
         service_account_key_pem: pki.service_account_key_pem.clone().into_bytes(),
+        service_account_verify_pems: pki.service_account_old_pems.iter().map(|pem| pem.clone().into_bytes()).collect(),
         kubelet_ca_pem: pki.server_ca.cert_pem().into(),
         kubelet_client_cert_pem: kubelet_client.cert_pem.into_bytes(),
         kubelet_client_key_pem: kubelet_client.key_pem.into_bytes(),
@@ -344,6 +345,17 @@ async fn start(
         let client = api.client("system:mussel:node-passwords", &["system:masters"]);
         let (nodes, gate) = (informers.of(), gate.clone());
         parts.start_infallible("node passwords", |stop| node_password::clean(client, nodes, gate, stop));
+    }
+    {
+        let client = api.client("system:mussel:token-cleaner", &["system:masters"]);
+        let (tokens, gate) = (informers.of_fields(&bootstrap_tokens::selector()), gate.clone());
+        parts.start_infallible("token cleaner", |stop| bootstrap_tokens::clean(client, tokens, gate, stop));
+        let kept = informers.of_fields(&token_rotation::selector());
+        let (dir, ca_pem) = (server_dir.clone(), ca_pem.clone());
+        let used = Arc::clone(&secrets);
+        parts.start_infallible("token", |stop| token_rotation::follow(kept, used, dir, ca_pem, stop));
+        let (kept, dir) = (informers.of_fields(&ca_rotation::selector()), server_dir.clone());
+        parts.start_infallible("authorities", |stop| ca_rotation::follow(kept, secrets, dir, stop));
     }
     if !args.disable_agent {
         let own = OwnName {

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::pbkdf2;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, FileError};
@@ -75,12 +76,15 @@ pub fn shared_files(server_dir: &Path) -> Result<BTreeMap<String, String>, Boots
     Ok(found)
 }
 
-impl Bootstrap {
+/// Something encrypted with the servers' token.
+pub struct Sealed;
+
+impl Sealed {
     /// # Errors
     /// `Sealed` when it cannot be encrypted, which only a broken random source makes.
-    pub fn seal(&self, token: &str) -> Result<Vec<u8>, BootstrapError> {
+    pub fn seal(value: &impl Serialize, token: &str) -> Result<Vec<u8>, BootstrapError> {
         let (salt, nonce): ([u8; 16], [u8; NONCE_LEN]) = (rand::random(), rand::random());
-        let mut data = serde_json::to_vec(self).map_err(|_| BootstrapError::Sealed)?;
+        let mut data = serde_json::to_vec(value).map_err(|_| BootstrapError::Sealed)?;
         let key = key(token, &salt, ROUNDS)?;
         key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut data)
             .map_err(|_| BootstrapError::Sealed)?;
@@ -96,7 +100,7 @@ impl Bootstrap {
 
     /// # Errors
     /// When it is of another format, damaged or sealed with another token.
-    pub fn open(sealed: &[u8], token: &str) -> Result<Self, BootstrapError> {
+    pub fn open<T: DeserializeOwned>(sealed: &[u8], token: &str) -> Result<T, BootstrapError> {
         let envelope: Envelope = serde_json::from_slice(sealed).map_err(|_| BootstrapError::Sealed)?;
         if envelope.format != FORMAT {
             return Err(BootstrapError::Format(envelope.format));
@@ -106,7 +110,21 @@ impl Bootstrap {
         let mut data = decode(&envelope.data)?;
         let key = key(token, &decode(&envelope.salt)?, envelope.rounds)?;
         let data = key.open_in_place(nonce, Aad::empty(), &mut data).map_err(|_| BootstrapError::Sealed)?;
-        let opened: Self = serde_json::from_slice(data).map_err(|_| BootstrapError::Sealed)?;
+        serde_json::from_slice(data).map_err(|_| BootstrapError::Sealed)
+    }
+}
+
+impl Bootstrap {
+    /// # Errors
+    /// As [`Sealed::seal`].
+    pub fn seal(&self, token: &str) -> Result<Vec<u8>, BootstrapError> {
+        Sealed::seal(self, token)
+    }
+
+    /// # Errors
+    /// As [`Sealed::open`]; also when it names files that servers do not share.
+    pub fn open(sealed: &[u8], token: &str) -> Result<Self, BootstrapError> {
+        let opened: Self = Sealed::open(sealed, token)?;
         // The names become paths.
         let known = |name: &str| {
             let tls = name.strip_prefix("tls/").is_some_and(|file| pki::SHARED_FILES.contains(&file));

@@ -63,6 +63,14 @@ pub fn create_dir(path: &Path, mode: u32) -> Result<(), FileError> {
     }
 }
 
+/// Removes the file; one that does not exist is fine.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileError::new("remove", path, source)),
+        _ => Ok(()),
+    }
+}
+
 /// The file's text, or `None` when it does not exist.
 pub fn read(path: &Path) -> Result<Option<String>, FileError> {
     match fs::read_to_string(path) {

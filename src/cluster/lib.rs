@@ -5,8 +5,11 @@
 //! what they say to each other is in [`protocol`].
 
 pub mod addons;
+pub mod admin;
 pub mod balancer;
 pub mod bootstrap;
+pub mod bootstrap_tokens;
+pub mod ca_rotation;
 pub mod files;
 pub mod front;
 pub mod join;
@@ -20,4 +23,5 @@ pub mod servers;
 pub mod settings;
 pub mod supervisor;
 pub mod token;
+pub mod token_rotation;
 pub mod tunnel;

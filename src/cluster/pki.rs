@@ -3,6 +3,7 @@
 //! Files and their names are k3s' (`server-ca.crt`, `client-admin.crt`, `service.key`, …), so recipes keep working. A
 //! leaf certificate is made anew when it expires soon, when its names change or when its CA changed; its key stays.
 
+pub mod inspect;
 mod leaf;
 
 use std::net::IpAddr;
@@ -164,6 +165,8 @@ pub struct Pki {
     pub peer_ca: Authority,
     /// Signs service account tokens; ECDSA P-256 (ES256), PKCS #8 PEM.
     pub service_account_key_pem: String,
+    /// Keys that signed them before, whose tokens are still good.
+    pub service_account_old_pems: Vec<String>,
 }
 
 impl Pki {
@@ -171,13 +174,15 @@ impl Pki {
     pub fn ensure(dir: &Path) -> Result<Self, PkiError> {
         let now = OffsetDateTime::now_utc();
         files::create_dir(dir, 0o700)?;
+        let (service_account_key_pem, service_account_old_pems) = service_account_keys(&dir.join("service.key"))?;
         Ok(Self {
             dir: dir.to_owned(),
             server_ca: Authority::ensure(dir, "server-ca", now)?,
             client_ca: Authority::ensure(dir, "client-ca", now)?,
             request_header_ca: Authority::ensure(dir, "request-header-ca", now)?,
             peer_ca: Authority::ensure(dir, "etcd/peer-ca", now)?,
-            service_account_key_pem: service_account_key(&dir.join("service.key"))?,
+            service_account_key_pem,
+            service_account_old_pems,
         })
     }
 
@@ -212,16 +217,41 @@ impl Pki {
     }
 }
 
-fn service_account_key(path: &Path) -> Result<String, PkiError> {
-    if let Some(pem) = files::read(path)? {
-        KeyPair::from_pem(&pem).map_err(|source| PkiError::Unreadable { path: path.to_owned(), source })?;
-        return Ok(pem);
+/// The key in use and older ones; made when there is none.
+fn service_account_keys(path: &Path) -> Result<(String, Vec<String>), PkiError> {
+    if let Some(text) = files::read(path)? {
+        let mut keys = private_keys(&text);
+        if keys.is_empty() {
+            keys.push(text);
+        }
+        KeyPair::from_pem(&keys[0]).map_err(|source| PkiError::Unreadable { path: path.to_owned(), source })?;
+        let old = keys.split_off(1);
+        return Ok((keys.remove(0), old));
     }
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
         .map_err(|source| PkiError::Make { name: "service.key".to_owned(), source })?;
     let pem = key.serialize_pem();
     files::write(path, pem.as_bytes(), 0o600)?;
-    Ok(pem)
+    Ok((pem, Vec::new()))
+}
+
+/// The private keys in a PEM text, each as a PEM text.
+pub fn private_keys(text: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    let mut current: Option<String> = None;
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("-----BEGIN ") && line.ends_with("PRIVATE KEY-----") {
+            current = Some(String::new());
+        }
+        if let Some(key) = &mut current {
+            key.push_str(line);
+            key.push('\n');
+            if line.starts_with("-----END ") {
+                keys.extend(current.take());
+            }
+        }
+    }
+    keys
 }
 
 fn ca_params(name: &str, now: OffsetDateTime) -> CertificateParams {

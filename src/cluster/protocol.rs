@@ -10,6 +10,8 @@ pub const CONFIG: &str = "/v1-mussel/config";
 pub const API_SERVERS: &str = "/v1-mussel/apiservers";
 pub const READY: &str = "/v1-mussel/readyz";
 pub const CONNECT: &str = "/v1-mussel/connect";
+pub const TOKEN: &str = "/v1-mussel/token";
+pub const AUTHORITIES: &str = "/v1-mussel/cert/cacerts";
 pub const SERVER_BOOTSTRAP: &str = "/v1-mussel/server-bootstrap";
 
 pub const VERSION_HEADER: &str = "mussel-version";

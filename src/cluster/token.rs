@@ -132,6 +132,11 @@ pub fn ca_hash(ca_pem: &str) -> String {
     }
 }
 
+/// A new secret.
+pub fn random() -> String {
+    hex(&rand::random::<[u8; 16]>())
+}
+
 /// The full form.
 pub fn full(ca_pem: &str, user: &str, password: &str) -> String {
     format!("K10{}::{user}:{password}", ca_hash(ca_pem))
@@ -194,7 +199,7 @@ pub fn ensure(
             return Err(TokenError::Changed { path: path.display().to_string() });
         }
         (Some(secret), _) | (None, Some(secret)) => secret,
-        (None, None) => hex(&rand::random::<[u8; 16]>()),
+        (None, None) => random(),
     };
     let agent = match agent_given {
         Some(given) => secret(given, ca_pem)?,

@@ -92,6 +92,19 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
     files::write(path, text.as_bytes(), mode)
 }
 
+impl Identity {
+    /// Gives up the certificates, since the cluster has given the node's name to another machine. Keys and CAs stay.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn forget(dir: &Path) -> Result<(), FileError> {
+        for certificate in [Certificate::ClientKubelet, Certificate::ClientProxy, Certificate::ServingKubelet] {
+            files::remove(&dir.join(format!("{}.crt", certificate.file())))?;
+        }
+        Ok(())
+    }
+}
+
 /// The key of a certificate, kept or new (and then not written yet), and a request to sign for it.
 pub fn request(dir: &Path, certificate: Certificate) -> Result<(String, Vec<u8>), IdentityError> {
     let fail = |source| IdentityError::Key { file: certificate.file(), source };

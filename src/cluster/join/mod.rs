@@ -5,9 +5,9 @@
 
 mod agent;
 mod identity;
-mod request;
+pub(crate) mod request;
 mod server;
-mod steps;
+pub(crate) mod steps;
 
 pub use agent::{AgentJoin, Joined};
 pub use identity::{Identity, IdentityError, ensure_password};

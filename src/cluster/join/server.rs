@@ -1,6 +1,5 @@
 //! How a server joins: it fetches the cluster's CAs and keys, and compares what all servers must have in common.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use http::{HeaderMap, Method};
@@ -8,6 +7,7 @@ use mussel_client::ClusterTls;
 
 use super::request::{self, Trust};
 use super::steps::{Asked, JoinError, authorization};
+use crate::admin;
 use crate::bootstrap::{Bootstrap, BootstrapError};
 use crate::files;
 use crate::protocol::{self, SERVER_USER};
@@ -52,7 +52,7 @@ impl ServerJoin {
     /// # Errors
     /// Nothing was written, unless it was the writing that failed.
     pub async fn attempt(&self) -> Result<Bootstrap, ServerJoinError> {
-        let asked = Asked { server: &self.server, address: self.address().await?, balancer: None };
+        let asked = Asked { server: &self.server, address: admin::resolve(&self.server).await?, balancer: None };
         let ca_pem = asked.authority(Some(&self.token), &self.dir.join("tls/server-ca.crt")).await?;
         let credential = match &self.token.credential {
             Credential::Password { user: None, password } => {
@@ -81,16 +81,6 @@ impl ServerJoin {
         self.check_files(&bootstrap)?;
         bootstrap.write(&self.dir).map_err(JoinError::from)?;
         Ok(bootstrap)
-    }
-
-    async fn address(&self) -> Result<SocketAddr, JoinError> {
-        let unreachable = |reason: String| JoinError::Unreachable { reason: format!("{}: {reason}", self.server) };
-        let (host, port) = self.server.rsplit_once(':').ok_or_else(|| unreachable("no port".to_owned()))?;
-        let port = port.parse().map_err(|_| unreachable("no port".to_owned()))?;
-        let ips = mussel_client::resolve(host.trim_matches(['[', ']'])).await;
-        let ips = ips.map_err(|error| unreachable(error.to_string()))?;
-        let ip = ips.first().ok_or_else(|| unreachable("the name has no address".to_owned()))?;
-        Ok(SocketAddr::new(*ip, port))
     }
 
     /// CAs of another cluster are not overwritten: certificates that they signed may be in use.

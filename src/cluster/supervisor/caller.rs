@@ -7,10 +7,8 @@ use mussel_apiserver::Status;
 use mussel_apiserver::authn::{Peer, PeerCertificate};
 
 use super::Supervisor;
+use crate::bootstrap_tokens::NODE_GROUP;
 use crate::token::{Access, is_bootstrap};
-
-/// The group whose bootstrap tokens join nodes; `mussel token create` puts tokens into it.
-pub const BOOTSTRAP_GROUP: &str = "system:bootstrappers:mussel:default-node-token";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
@@ -61,7 +59,7 @@ impl Supervisor {
         }
         let (api, _) = self.api()?;
         match api.context().authenticator.authenticate_token(token, &[]).await {
-            Ok(Some(owner)) if owner.user.in_group(BOOTSTRAP_GROUP) => Ok(Caller::Agent),
+            Ok(Some(owner)) if owner.user.in_group(NODE_GROUP) => Ok(Caller::Agent),
             Ok(Some(_)) => Err(unauthorized("the bootstrap token's groups do not let it join nodes")),
             Ok(None) => Err(refused()),
             Err(error) => {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
 use kube::Client;
 use mussel_apiserver::authn::Peer;
 use mussel_apiserver::{ApiServer, Body, Response, Status};
@@ -21,10 +22,12 @@ use tokio::sync::Semaphore;
 use tokio::time;
 
 use crate::bootstrap::{self, Bootstrap};
+use crate::ca_rotation;
 use crate::pki::{Leaf, Pki};
 use crate::protocol;
 use crate::settings::ClusterSettings;
-use crate::token::Secrets;
+use crate::token::{Secrets, Token};
+use crate::token_rotation;
 use crate::tunnel::Tunnels;
 pub use caller::Caller;
 
@@ -137,6 +140,10 @@ impl Supervisor {
             "/v1-mussel/client-ca.crt" if reads => Ok(text(self.0.config.pki.client_ca.cert_pem())),
             "/v1-mussel/server-ca.crt" if reads => Ok(text(self.0.config.pki.server_ca.cert_pem())),
             protocol::READY if reads => self.ready(),
+            protocol::TOKEN if *request.method() == Method::PUT => self.rotate_token(&caller, request).await,
+            protocol::AUTHORITIES if *request.method() == Method::PUT => {
+                self.rotate_authorities(&caller, request).await
+            }
             protocol::SERVER_BOOTSTRAP if reads => self.bootstrap(&caller).await,
             _ => Err(not_found(&path)),
         }
@@ -148,6 +155,41 @@ impl Supervisor {
 
     fn ready(&self) -> Result<Response, Status> {
         if self.api()?.0.is_ready() { Ok(text("ok")) } else { Err(not_ready()) }
+    }
+
+    /// Changes the servers' token; this server and all others take it from the Secret that is written here.
+    async fn rotate_token(&self, caller: &Caller, request: http::Request<Body>) -> Result<Response, Status> {
+        const TOKEN_BYTES_MAX: usize = 1024;
+        if *caller != Caller::Server {
+            return Err(Status::new(403, "Forbidden", "only the servers' token changes the servers' token"));
+        }
+        let body = Limited::new(request.into_body(), TOKEN_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?.to_bytes();
+        let text = std::str::from_utf8(&body).map_err(|_| Status::bad_request("the token is not text"))?;
+        let token = Token::parse(text).map_err(|error| Status::bad_request(error.to_string()))?;
+        let new = token.password().map_err(|error| Status::bad_request(error.to_string()))?;
+        let (_, client) = self.api()?;
+        token_rotation::publish(client, new).await.map_err(Status::internal)?;
+        Ok(self::text("ok"))
+    }
+
+    /// Gives all servers new CAs, after a look at whether nodes will trust them.
+    async fn rotate_authorities(&self, caller: &Caller, request: http::Request<Body>) -> Result<Response, Status> {
+        const FILES_BYTES_MAX: usize = 1 << 20;
+        if *caller != Caller::Server {
+            return Err(Status::new(403, "Forbidden", "only the servers' token changes the CAs"));
+        }
+        let force = request.uri().query() == Some("force=true");
+        let body = Limited::new(request.into_body(), FILES_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?.to_bytes();
+        let new: ca_rotation::Files =
+            serde_json::from_slice(&body).map_err(|_| Status::bad_request("the body is no map of files"))?;
+        let current = ca_rotation::current(&self.0.config.server_dir).map_err(Status::internal)?;
+        ca_rotation::check(&current, &new, force).map_err(|error| Status::bad_request(error.to_string()))?;
+        let (_, client) = self.api()?;
+        let token = self.0.config.secrets.load().server.clone();
+        ca_rotation::publish(client, &new, &token).await.map_err(Status::internal)?;
+        Ok(self::text("ok"))
     }
 
     /// What a server needs to become one of this cluster.
