@@ -111,12 +111,12 @@ pub fn upsert(shared: &Arc<Shared>, pod: Arc<Pod>) {
     shared.spawn(worker.run());
 }
 
-/// Whether two versions of a pod differ only in what this kubelet itself reported.
 /// Somebody has marked the pod as not ready: us, or the node controller when we were silent. Then we have to say it anew.
 fn lost_ready(old: &Pod, new: &Pod) -> bool {
     pod::api_ready(old) && !pod::api_ready(new)
 }
 
+/// Whether two versions of a pod differ only in what this kubelet itself reported.
 fn says_the_same(old: &Pod, new: &Pod) -> bool {
     let bare = |pod: &Pod| {
         let mut meta = pod.metadata.clone();
