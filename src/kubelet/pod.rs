@@ -155,3 +155,9 @@ pub fn container_reference(pod: &Pod, container: &str) -> ObjectReference {
     };
     ObjectReference { field_path: Some(format!("spec.{field}{{{container}}}")), ..reference(pod) }
 }
+
+/// Whether the API has the pod as ready.
+pub fn api_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}

@@ -64,13 +64,19 @@ impl Reporter {
 async fn run(shared: Arc<Shared>, mut wanted: watch::Receiver<Wanted>, mut known: PodStatus) {
     let mut wait = RETRY_FIRST;
     let mut target = String::new();
+    let mut written = 0;
     loop {
         let (pod, status, delete) = {
             let now = wanted.borrow_and_update();
             (now.pod.clone(), now.status.clone(), now.delete)
         };
         let step = match status {
-            Some(status) => send(&shared, &pod, &status, &mut known, &mut target, delete).await,
+            Some(status) => {
+                if !pod::is_static(&pod) && revision(&pod) > written {
+                    notice(&mut known, &pod);
+                }
+                send(&shared, &pod, &status, &mut known, &mut target, &mut written, delete).await
+            }
             None => Step::Done,
         };
         match step {
@@ -107,6 +113,7 @@ async fn send(
     status: &PodStatus,
     known: &mut PodStatus,
     target: &mut String,
+    written: &mut u64,
     delete: bool,
 ) -> Step {
     let (namespace, name) = (pod::namespace(pod), pod::name(pod));
@@ -127,7 +134,10 @@ async fn send(
     if let Some(change) = patch(known, status) {
         let body = json!({"metadata": {"uid": uid}, "status": change});
         match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(body)).await {
-            Ok(_) => *known = status.clone(),
+            Ok(answer) => {
+                *known = status.clone();
+                *written = revision(&answer);
+            }
             // A new mirror will be made and reported to.
             Err(kube::Error::Api(answer)) if answer.code == 404 && pod::is_static(pod) => return Step::Done,
             Err(kube::Error::Api(answer)) if answer.code == 404 => return Step::Gone,
@@ -159,6 +169,22 @@ async fn send(
 /// The server refused because the object of this name has another uid.
 fn is_another(answer: &kube::core::Status) -> bool {
     answer.code == 409 && answer.message.contains("UID in precondition")
+}
+
+/// Others write, too: the node controller marks the pods of a node that was silent as not ready.
+fn notice(known: &mut PodStatus, pod: &Pod) {
+    let theirs = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let Some(theirs) = theirs.into_iter().find(|condition| condition.type_ == "Ready") else { return };
+    for ours in known.conditions.iter_mut().flatten().filter(|condition| condition.type_ == "Ready") {
+        if ours.status != theirs.status {
+            *ours = theirs.clone();
+        }
+    }
+}
+
+/// Which of two states of a pod is the newer one; they may be compared (KEP-5504).
+fn revision(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 /// What a strategic merge patch must hold to make `known` into `wanted`. Conditions of others stay.
@@ -233,6 +259,21 @@ mod tests {
             "Operation cannot be fulfilled on pods \"a\": Precondition failed: UID in precondition: 1, UID in object meta: 2"
         )));
         assert!(!is_another(&conflict("Operation cannot be fulfilled on pods \"uid\": the object has been modified")));
+    }
+
+    #[test]
+    fn what_others_said_is_said_anew() {
+        let pod = |ready: &str| -> Pod {
+            serde_json::from_value(json!({"status": {"phase": "Running", "conditions": [
+                {"type": "Ready", "status": ready}, {"type": "ContainersReady", "status": "True"}]}}))
+            .unwrap()
+        };
+        let ours = pod("True").status.unwrap();
+        let mut known = ours.clone();
+        notice(&mut known, &pod("True"));
+        assert_eq!(patch(&known, &ours), None);
+        notice(&mut known, &pod("False"));
+        assert_eq!(patch(&known, &ours).unwrap(), json!({"conditions": [{"type": "Ready", "status": "True"}]}));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use mussel_client::EventType;
+use mussel_client::{Change, Changes, EventType};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -98,6 +98,7 @@ pub async fn run(shared: Arc<Shared>, mut pressure: watch::Receiver<Pressure>) {
         ..Default::default()
     };
     shared.recorder.event(about.clone(), EventType::Normal, "Starting", "Starting kubelet.".into());
+    let mut changes = shared.node.changes();
     let mut runtime = shared.runtime.subscribe();
     let mut was_ready = None;
     let mut next;
@@ -133,7 +134,27 @@ pub async fn run(shared: Arc<Shared>, mut pressure: watch::Receiver<Pressure>) {
             () = shared.stop.cancelled() => return,
             changed = runtime.changed() => if changed.is_err() { return },
             changed = pressure.changed() => if changed.is_err() { return },
+            () = called_silent(&mut changes, &shared.config.node_name) => {}
             () = sleep_until(next) => {}
+        }
+    }
+}
+
+/// Waits until somebody says of this node that it is not heard of.
+///
+/// # Cancel safety
+/// A change that was not looked at stays.
+async fn called_silent(changes: &mut Changes<Node>, name: &str) {
+    loop {
+        match changes.next().await {
+            Some(Change::Applied { new, .. }) if new.metadata.name.as_deref() == Some(name) => {
+                let conditions = new.status.iter().flat_map(|status| status.conditions.iter().flatten());
+                if conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "Unknown") {
+                    return;
+                }
+            }
+            Some(_) => {}
+            None => return std::future::pending().await,
         }
     }
 }

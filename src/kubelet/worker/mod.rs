@@ -73,7 +73,7 @@ pub fn upsert(shared: &Arc<Shared>, pod: Arc<Pod>) {
     let mut all = shared.registry.lock();
     if let Some(handle) = all.get(&uid) {
         handle.desired.send_if_modified(|d| {
-            let news = d.removed || !says_the_same(&d.pod, &pod);
+            let news = d.removed || !says_the_same(&d.pod, &pod) || lost_ready(&d.pod, &pod);
             d.pod = pod;
             d.removed = false;
             news
@@ -109,6 +109,11 @@ pub fn upsert(shared: &Arc<Shared>, pod: Arc<Pod>) {
     all.insert(uid, Handle { desired, wake, published });
     drop(all);
     shared.spawn(worker.run());
+}
+
+/// Somebody has marked the pod as not ready: us, or the node controller when we were silent. Then we have to say it anew.
+fn lost_ready(old: &Pod, new: &Pod) -> bool {
+    pod::api_ready(old) && !pod::api_ready(new)
 }
 
 /// Whether two versions of a pod differ only in what this kubelet itself reported.
