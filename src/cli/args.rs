@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use mussel_cluster::bootstrap_tokens;
+use mussel_network::backend::Backend;
 
 pub const DEFAULT_CONFIG: &str = "/etc/mussel/config.yaml";
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/mussel";
@@ -286,6 +287,21 @@ pub struct ServerArgs {
     #[arg(help_heading = "Networking")]
     pub cluster_domain: String,
 
+    /// How pods of different nodes reach each other: vxlan, host-gw, none
+    #[arg(long, env = "MUSSEL_FLANNEL_BACKEND", default_value = "vxlan", value_name = "BACKEND")]
+    #[arg(help_heading = "Networking")]
+    pub flannel_backend: Backend,
+    /// Pods' packets travel between the nodes' external addresses
+    #[arg(
+        long,
+        env = "MUSSEL_FLANNEL_EXTERNAL_IP",
+        num_args = 0..=1,
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
+    #[arg(help_heading = "Networking")]
+    pub flannel_external_ip: bool,
+
     /// Join the cluster of this server, such as https://first:6443
     #[arg(short, long, env = "MUSSEL_URL", value_name = "URL", help_heading = "Cluster")]
     pub server: Option<String>,
@@ -360,6 +376,12 @@ pub struct NodeArgs {
     /// Address of the node (default: that of the default route's interface)
     #[arg(short = 'i', long, env = "MUSSEL_NODE_IP", value_name = "IP", help_heading = "Node")]
     pub node_ip: Option<IpAddr>,
+    /// Address by which machines outside this one's network reach the node
+    #[arg(long, env = "MUSSEL_NODE_EXTERNAL_IP", value_name = "IP", help_heading = "Node")]
+    pub node_external_ip: Option<IpAddr>,
+    /// Interface that carries pods' packets to other nodes (default: that of the node's address)
+    #[arg(long, env = "MUSSEL_FLANNEL_IFACE", value_name = "INTERFACE", help_heading = "Node")]
+    pub flannel_iface: Option<String>,
     /// Labels the node registers with
     #[arg(long, env = "MUSSEL_NODE_LABEL", value_delimiter = ',', value_parser = label, value_name = "KEY=VALUE")]
     #[arg(help_heading = "Node")]
@@ -497,6 +519,7 @@ mod tests {
             ["--node-taint=a=b:Never"],
             ["--node-label=a b=c"],
             ["--node-ip=here"],
+            ["--flannel-backend=wireguard"],
             ["--https-listen-port=0"],
             ["--write-kubeconfig-mode=9"],
             ["--no-such-flag"],

@@ -14,10 +14,13 @@ use mussel_cluster::files;
 use mussel_cluster::settings::ClusterSettings;
 use mussel_dns::Dns;
 use mussel_kubelet::{Cri, Kubelet};
+use mussel_network::backend::Backend;
 use mussel_network::cidr::Cidr;
 use mussel_network::host;
+use mussel_network::peers::{self, Peers};
 use mussel_network::pods::PodNetwork;
 use mussel_network::proxy::{self, Proxy};
+use mussel_network::uplink::Uplink;
 use mussel_runtime::images::Images;
 use mussel_runtime::images::folder::{self, Outcome};
 use mussel_runtime::images::registries::Registries;
@@ -27,7 +30,6 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{DEFAULT_DATA_DIR, NodeArgs};
-use super::node_address::mtu_of;
 use super::parts::{Parts, chain};
 use super::pod_network::Adapter;
 
@@ -66,10 +68,13 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
 
     let cluster_cidr: Cidr = config.cluster.cluster_cidr.parse().context("--cluster-cidr")?;
     let service_cidr: Cidr = config.cluster.service_cidr.parse().context("--service-cidr")?;
+    let backend: Backend = config.cluster.flannel_backend.parse().context("--flannel-backend")?;
+    let uplink =
+        Uplink::find(config.args.flannel_iface.as_deref(), config.node_ip).await.context("find the node's uplink")?;
     let pods = PodNetwork::open(mussel_network::pods::Config {
         run_dir: folders.run.join("network"),
         bridge: BRIDGE.to_owned(),
-        mtu: mtu_of(config.node_ip),
+        mtu: backend.pod_mtu(uplink.mtu, uplink.ip),
         cluster_cidr,
     })?;
     let pods = Arc::new(pods);
@@ -93,6 +98,19 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
         let (name, kept) = (config.node_name.clone(), folders.agent.join("network/pod-cidr"));
         parts.start_infallible("pod network", |stop| follow_pod_cidr(pods, informers, name, kept, stop));
     }
+    let peers = Peers::new(
+        peers::Config {
+            node_name: config.node_name.clone(),
+            backend,
+            cluster_cidr,
+            uplink,
+            external_ip: config.args.node_external_ip.filter(|_| config.cluster.flannel_external_ip),
+            kept: folders.agent.join("network/peers.json"),
+        },
+        config.informers.of(),
+        config.client.clone(),
+    );
+    parts.start_infallible("other nodes", |stop| peers.run(stop));
     let proxy = Proxy::new(
         proxy::Config {
             node_name: config.node_name.clone(),
@@ -260,6 +278,7 @@ async fn start_kubelet(
         provider_id: Some(format!("mussel://{}", config.node_name)),
         node_name: config.node_name,
         node_ips: vec![config.node_ip],
+        external_ips: args.node_external_ip.into_iter().collect(),
         labels: args.node_label.iter().cloned().collect(),
         taints: taints.collect(),
         root_dir: folders.agent.join("kubelet"),

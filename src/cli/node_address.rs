@@ -17,13 +17,17 @@ pub fn node_name(given: Option<&str>) -> anyhow::Result<String> {
     Ok(name)
 }
 
-/// `--node-ip`, or the address with which this machine would talk to the outside, or its only other one.
-pub fn node_ip(given: Option<IpAddr>) -> anyhow::Result<IpAddr> {
+/// `--node-ip`, or the address of `--flannel-iface`, or that with which this machine would talk to the outside, or its only
+/// other one.
+pub fn node_ip(given: Option<IpAddr>, interface: Option<&str>) -> anyhow::Result<IpAddr> {
     if let Some(ip) = given {
         if ip.is_unspecified() || ip.is_multicast() {
             bail!("--node-ip {ip} is not the address of a machine");
         }
         return Ok(ip);
+    }
+    if let Some(interface) = interface {
+        return mussel_network::uplink::first_ipv4_of(interface).context("--flannel-iface");
     }
     if let Some(ip) = default_route_source() {
         return Ok(ip);
@@ -44,28 +48,13 @@ fn default_route_source() -> Option<IpAddr> {
 
 fn interface_addresses() -> anyhow::Result<Vec<IpAddr>> {
     let interfaces = nix::ifaddrs::getifaddrs().context("list the interfaces")?;
-    let ours = |name: &str| name == "cni0" || name == mussel_network::host::DNS_INTERFACE;
+    let own = [super::node::BRIDGE, mussel_network::host::DNS_INTERFACE, mussel_network::peers::VXLAN_INTERFACE];
+    let ours = |name: &str| own.contains(&name);
     let addresses = interfaces.filter(|interface| !ours(&interface.interface_name)).filter_map(|interface| {
         let ip = interface.address?.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()))?;
         (!ip.is_loopback()).then_some(ip)
     });
     Ok(addresses.collect())
-}
-
-/// The MTU of the interface that carries `ip`; pods get the same, so that nothing has to be cut.
-pub fn mtu_of(ip: IpAddr) -> u32 {
-    const ETHERNET: u32 = 1500;
-    let interface = nix::ifaddrs::getifaddrs().ok().and_then(|mut interfaces| {
-        interfaces.find(|interface| {
-            let address = interface.address.as_ref();
-            address.and_then(|address| address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()))) == Some(ip)
-        })
-    });
-    let mtu = interface.and_then(|interface| {
-        std::fs::read_to_string(format!("/sys/class/net/{}/mtu", interface.interface_name)).ok()?.trim().parse().ok()
-    });
-    // Loopback's 65536 is of no use to a bridge.
-    mtu.filter(|mtu| (576..=9216).contains(mtu)).unwrap_or(ETHERNET)
 }
 
 #[cfg(test)]
@@ -76,6 +65,6 @@ mod tests {
     fn names_are_checked() {
         assert_eq!(node_name(Some("edge-1.example")).unwrap(), "edge-1.example");
         assert!(node_name(Some("Edge_1")).unwrap_err().to_string().contains("--node-name"));
-        assert!(node_ip(Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).is_err());
+        assert!(node_ip(Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), None).is_err());
     }
 }

@@ -60,7 +60,7 @@ struct Settings {
 impl Settings {
     fn settle(args: ServerArgs) -> anyhow::Result<Self> {
         let node_name = node_address::node_name(args.node.node_name.as_deref())?;
-        let node_ip = node_address::node_ip(args.node.node_ip)?;
+        let node_ip = node_address::node_ip(args.node.node_ip, args.node.flannel_iface.as_deref())?;
         let service_cidr: mussel_apiserver::Ipv4Cidr = args.service_cidr.parse().context("--service-cidr")?;
         let cluster_dns = match args.cluster_dns {
             Some(ip) => ip,
@@ -84,6 +84,8 @@ impl Settings {
             cluster_domain: args.cluster_domain.clone(),
             service_node_port_range: (ports.first, ports.last),
             serve_dns: !args.disable.iter().any(|part| part == COREDNS),
+            flannel_backend: args.flannel_backend.as_str().to_owned(),
+            flannel_external_ip: args.flannel_external_ip,
         };
         Ok(Self { args, node_name, node_ip, advertise, cluster, service_cidr })
     }

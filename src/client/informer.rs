@@ -3,6 +3,8 @@
 //! Objects are kept once, behind an `Arc`, without `managedFields`. Readers take Arcs; followers get a bounded stream
 //! of changes and are told to look again ([`Change::Resync`]) when they did not keep up.
 
+pub mod kept;
+
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Debug;
@@ -285,6 +287,20 @@ impl<K: Kind> Informer<K> {
         informer
     }
 
+    /// Shows these until the first list is there; does nothing after that.
+    fn restore(&self, objects: Vec<K>) {
+        let mut state = lock(&self.0.state);
+        if !self.is_synced() {
+            let mut kept = Objects::new();
+            for object in objects {
+                let (namespace, name) = key(&object);
+                kept.entry(namespace).or_default().insert(name, Arc::new(object));
+            }
+            state.replace(kept);
+            self.0.synced.send_replace(true);
+        }
+    }
+
     async fn run(self, api: Api<K>, config: watcher::Config, stop: CancellationToken) {
         let mut events = std::pin::pin!(watcher(api, config).backoff(Retry(RETRY_FIRST)));
         let mut fresh = Objects::new();
@@ -304,7 +320,9 @@ impl<K: Kind> Informer<K> {
                     fresh.entry(namespace).or_default().insert(name, Arc::new(object));
                 }
                 Some(Ok(Event::InitDone)) => {
-                    lock(&self.0.state).replace(std::mem::take(&mut fresh));
+                    let mut state = lock(&self.0.state);
+                    state.replace(std::mem::take(&mut fresh));
+                    // Under the lock, so that nobody takes a moment between the two for one before the list.
                     self.0.synced.send_replace(true);
                 }
                 Some(Ok(Event::Apply(mut object))) => {

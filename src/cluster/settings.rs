@@ -18,6 +18,10 @@ pub struct ClusterSettings {
     pub service_node_port_range: (u16, u16),
     /// Each node answers the cluster DNS address itself.
     pub serve_dns: bool,
+    /// How pods of different nodes reach each other.
+    pub flannel_backend: String,
+    /// Pods' packets travel between the nodes' external addresses.
+    pub flannel_external_ip: bool,
 }
 
 /// A setting in which a server differs from the cluster that it wants to join.
@@ -41,6 +45,8 @@ impl ClusterSettings {
             ("--cluster-dns", self.cluster_dns.to_string(), cluster.cluster_dns.to_string()),
             ("--cluster-domain", self.cluster_domain.clone(), cluster.cluster_domain.clone()),
             ("--service-node-port-range", range(self.service_node_port_range), range(cluster.service_node_port_range)),
+            ("--flannel-backend", self.flannel_backend.clone(), cluster.flannel_backend.clone()),
+            ("--flannel-external-ip", self.flannel_external_ip.to_string(), cluster.flannel_external_ip.to_string()),
             ("--disable=coredns", dns(self.serve_dns), dns(cluster.serve_dns)),
         ];
         let differ = rows.into_iter().filter(|(_, ours, theirs)| ours != theirs);
@@ -57,6 +63,8 @@ pub(crate) fn sample() -> ClusterSettings {
         cluster_domain: "cluster.local".to_owned(),
         service_node_port_range: (30000, 32767),
         serve_dns: true,
+        flannel_backend: "vxlan".to_owned(),
+        flannel_external_ip: false,
     }
 }
 

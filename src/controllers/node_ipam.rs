@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use mussel_client::{EventType, Informer, Recorder, WorkQueue, reference};
 use serde_json::json;
@@ -96,25 +96,26 @@ impl Controller {
         if cidrs(&node).next().is_some() {
             return Ok(None);
         }
+        // Read anew, and not from the informer: whoever led before us may have given something out that it does not show yet.
+        let api: Api<Node> = Api::all(self.client.clone());
+        let nodes = api.list(&ListParams::default()).await?.items;
+        if nodes.iter().all(|n| n.metadata.name.as_deref() != Some(&name) || cidrs(n).next().is_some()) {
+            return Ok(None);
+        }
         let free = {
             let mut given = self.given.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             // A Node that was deleted and made again gets what it had.
-            let before = given.iter().find(|(n, _)| *n == name).map(|(_, cidr)| cidr.clone());
-            before.or_else(|| {
-                let nodes = self.nodes.list();
-                let used =
-                    nodes.iter().flat_map(|n| cidrs(n)).chain(given.iter().map(|(_, cidr)| cidr.clone())).collect();
-                let free = self.network.first_free(&used)?;
-                given.push((name.clone(), free.clone()));
-                Some(free)
-            })
+            given.retain(|(n, cidr)| *n == name || !nodes.iter().any(|node| cidrs(node).any(|used| used == *cidr)));
+            let free = choose(self.network, &name, &nodes, &given);
+            given.retain(|(n, _)| *n != name);
+            given.extend(free.iter().map(|cidr| (name.clone(), cidr.clone())));
+            free
         };
         let Some(cidr) = free else {
             let message = format!("Node {name} status is now: CIDRNotAvailable");
             self.recorder.event(reference(&*node), EventType::Normal, "CIDRNotAvailable", message);
             return Err(Error::Unfinished("no free part of the cluster cidr".to_owned()));
         };
-        let api: Api<Node> = Api::all(self.client.clone());
         let patch = json!({"metadata": {"uid": node.metadata.uid}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}});
         match api.patch(&name, &PatchParams::default(), &Patch::Strategic(patch)).await {
             Ok(_) => Ok(None),
@@ -124,6 +125,15 @@ impl Controller {
             }
         }
     }
+}
+
+/// A part that no other node has and that none was promised; what `name` itself was promised before, if that is still free.
+fn choose(network: Network, name: &str, nodes: &[Node], given: &[(String, String)]) -> Option<String> {
+    let others = nodes.iter().filter(|node| node.metadata.name.as_deref() != Some(name)).flat_map(cidrs);
+    let promised = given.iter().filter(|(node, _)| node != name).map(|(_, cidr)| cidr.clone());
+    let used: BTreeSet<String> = others.chain(promised).collect();
+    let before = given.iter().find(|(node, _)| node == name).map(|(_, cidr)| cidr);
+    before.filter(|cidr| !used.contains(*cidr)).cloned().or_else(|| network.first_free(&used))
 }
 
 fn cidrs(node: &Node) -> impl Iterator<Item = String> + use<> {
@@ -150,5 +160,21 @@ mod tests {
         let tiny = Network::parse("10.0.0.0/24", 24).unwrap();
         assert_eq!(tiny.first_free(&["10.0.0.0/24".to_owned()].into()), None);
         assert_eq!(Network::parse("10.0.0.0/24", 16), None);
+    }
+
+    #[test]
+    fn no_two_nodes_get_the_same() {
+        let network = Network::parse("10.42.0.0/16", 24).unwrap();
+        let node = |name: &str, cidr: &str| -> Node {
+            serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}))
+                .unwrap()
+        };
+        let nodes = [node("a", "10.42.0.0/24"), node("b", "10.42.1.0/24")];
+        let promise = |name: &str, cidr: &str| (name.to_owned(), cidr.to_owned());
+        let chosen = |name, given: &[(String, String)]| choose(network, name, &nodes, given).unwrap();
+        assert_eq!(chosen("c", &[]), "10.42.2.0/24");
+        assert_eq!(chosen("c", &[promise("d", "10.42.2.0/24")]), "10.42.3.0/24", "promised to another");
+        assert_eq!(chosen("c", &[promise("c", "10.42.7.0/24")]), "10.42.7.0/24", "promised to it before");
+        assert_eq!(chosen("c", &[promise("c", "10.42.1.0/24")]), "10.42.2.0/24", "somebody else gave it away");
     }
 }

@@ -3,6 +3,7 @@
 //! A node is alive while its Lease or its heartbeat changes; the clock that counts is ours, so that a node's wrong
 //! clock does no harm, and a new leader waits a whole grace period before it judges.
 
+mod disruption;
 mod taints;
 
 use std::collections::HashMap;
@@ -20,10 +21,11 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::disruption::{Moves, Pace};
 pub use self::taints::tolerates;
-use self::taints::{Eviction, eviction, is_no_execute, wanted};
+use self::taints::{Eviction, eviction, is_no_execute, moves_pods, wanted};
 use crate::Context;
-use crate::control::{self, Key, follow, follow_keys, key_of, queue_all};
+use crate::control::{self, Key, follow, key_of, queue_all};
 use crate::error::{Error, Outcome, gone_is_fine, is_not_found};
 use crate::pods;
 
@@ -38,6 +40,7 @@ struct Controller {
     leases: Informer<Lease>,
     pods: Informer<Pod>,
     heard: Mutex<HashMap<String, Heard>>,
+    pace: Mutex<Pace>,
 }
 
 /// The last sign of life of a node, and when we saw it.
@@ -59,11 +62,30 @@ pub async fn run(context: Context, stop: CancellationToken) {
         leases: leases.clone(),
         pods: pods.clone(),
         heard: Mutex::default(),
+        pace: Mutex::default(),
+    };
+    // How many are silent decides what may be done about each.
+    let on_node = |change: &Change<Node>| {
+        let (node, before) = match change {
+            Change::Applied { old, new } => (new, old.as_deref().map(ready_status)),
+            Change::Deleted(node) => (node, None),
+            Change::Resync => return,
+        };
+        queue.add(key_of(&**node));
+        if before != Some(ready_status(node)) {
+            for other in nodes.list().iter().filter(|other| ready_status(other) != "True") {
+                queue.add(key_of(&**other));
+            }
+        }
     };
     // A renewal of a healthy node needs no pass: the deadline that is already queued finds it.
     let on_lease = |change: &Change<Lease>| {
         let (Change::Applied { new: lease, .. } | Change::Deleted(lease)) = change else { return };
         let name = lease.metadata.name.clone().unwrap_or_default();
+        // When it was heard of counts from now, not from when somebody looks.
+        if let Some(node) = nodes.get("", &name) {
+            controller.time_left(&node, &name);
+        }
         let silent = nodes.get("", &name).is_some_and(|node| ready_status(&node) == "Unknown");
         if silent || matches!(change, Change::Applied { old: None, .. }) {
             queue.add((String::new(), name));
@@ -84,7 +106,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
     };
     let resync = || queue_all(&nodes, &queue);
     tokio::join!(
-        follow_keys(nodes.clone(), queue.clone(), stop.clone()),
+        follow(nodes.clone(), stop.clone(), on_node, resync),
         follow(leases.clone(), stop.clone(), on_lease, resync),
         follow(pods.clone(), stop.clone(), on_pod, resync),
         async {
@@ -124,15 +146,30 @@ impl Controller {
             node = self.mark_silent(&node).await?;
         }
         let status = ready_status(&node).to_owned();
-        // When every node is silent, it is more likely us who cannot hear: nothing is moved then.
-        let all_silent = self.nodes.list().iter().all(|n| ready_status(n) != "True");
-        node = self.taint(node, all_silent).await?;
+        let (moves, ask_again) = self.moves(&node);
+        node = self.taint(node, moves).await?;
         if status != "True" && condition(&node, "Ready").is_some() {
             self.mark_pods(&name).await?;
         }
         let next = self.evict(&node, &name).await?;
         let deadline = (!left.is_zero()).then_some(left);
-        Ok([deadline, next].into_iter().flatten().min())
+        Ok([deadline, next, ask_again].into_iter().flatten().min())
+    }
+
+    /// Whether Pods may be moved away from the node, if its state calls for it.
+    fn moves(&self, node: &Arc<Node>) -> (Moves, Option<Duration>) {
+        let calls_for_it = condition(node, "Ready").is_some_and(|ready| ready.status != "True");
+        if !calls_for_it {
+            return (Moves::Held, None);
+        }
+        let mut nodes = self.nodes.list();
+        // The informer may not show yet what was just written.
+        let (_, name) = key_of(&**node);
+        nodes.retain(|other| other.metadata.name.as_deref() != Some(&name));
+        nodes.push(node.clone());
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.moves(node, nodes.iter().map(|node| &**node), moves_pods(taints), Instant::now())
     }
 
     /// How long the node may stay silent from now on.
@@ -181,9 +218,9 @@ impl Controller {
         Ok(Arc::new(node))
     }
 
-    async fn taint(&self, node: Arc<Node>, all_silent: bool) -> Result<Arc<Node>, Error> {
+    async fn taint(&self, node: Arc<Node>, moves: Moves) -> Result<Arc<Node>, Error> {
         let old = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
-        let new = wanted(&node, &old, all_silent, Timestamp::now());
+        let new = wanted(&node, &old, moves, Timestamp::now());
         if new == old {
             return Ok(node);
         }

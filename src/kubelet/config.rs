@@ -16,6 +16,8 @@ pub struct Config {
     pub node_name: String,
     /// The addresses of this node, the primary one first. At least one.
     pub node_ips: Vec<IpAddr>,
+    /// The addresses by which machines outside this node's network reach it.
+    pub external_ips: Vec<IpAddr>,
     /// Set on the Node at registration, and kept.
     pub labels: BTreeMap<String, String>,
     /// Set on the Node at its first registration only.

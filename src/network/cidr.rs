@@ -4,8 +4,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A network; the host bits of `address` are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     address: IpAddr,
     prefix: u8,
@@ -37,6 +40,11 @@ impl Cidr {
 
     pub fn contains(&self, address: IpAddr) -> bool {
         masked(address, self.prefix) == Some(self.address)
+    }
+
+    /// Whether the two have an address in common.
+    pub fn overlaps(&self, other: Self) -> bool {
+        self.contains(other.address) || other.contains(self.address)
     }
 
     /// The address that the node itself has in this network: the first.
@@ -83,6 +91,20 @@ impl FromStr for Cidr {
     }
 }
 
+impl TryFrom<String> for Cidr {
+    type Error = CidrError;
+
+    fn try_from(text: String) -> Result<Self, CidrError> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> Self {
+        cidr.to_string()
+    }
+}
+
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
@@ -100,6 +122,8 @@ mod tests {
         assert_eq!(v4.gateway(), Some("10.42.3.1".parse().unwrap()));
         assert!(v4.contains("10.42.3.255".parse().unwrap()) && !v4.contains("10.42.4.0".parse().unwrap()));
         assert_eq!(v4.nth(256), None);
+        let other = |text: &str| v4.overlaps(text.parse().unwrap());
+        assert!(other("10.42.3.128/25") && other("10.0.0.0/8") && !other("10.42.2.0/24") && !other("::/0"));
         let pods: Vec<_> = v4.pod_addresses().collect();
         assert_eq!((pods.len(), pods[0]), (253, "10.42.3.2".parse().unwrap()));
         let v6: Cidr = "fd00:42::/64".parse().unwrap();

@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::cidr::Cidr;
 use crate::iptables::{Iptables, IptablesError};
 use crate::netlink::{Netlink, NetlinkError};
+use crate::peers;
 use crate::pods::VETH_PREFIX;
 
 /// Carries the cluster DNS address on every node. A bridge without ports, because every kernel that can run pods has
@@ -87,6 +88,7 @@ pub async fn cleanup(bridge: &str) -> Vec<HostNetworkError> {
                 note(netlink.delete(&veth).await.map_err(Into::into));
             }
             note(netlink.delete(bridge).await.map_err(Into::into));
+            note(peers::remove().await.map_err(Into::into));
         }
         Err(error) => note(Err(error.into())),
     }

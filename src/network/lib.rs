@@ -3,11 +3,17 @@
 //! The only crate that changes the host's networking. It touches nothing but its own interfaces, routes and iptables chains
 //! (`MUSSEL-*` and kube-proxy's `KUBE-*`), and finds what it made before when it starts again.
 //!
-//! [`pods`] gives sandboxes their interface, [`host`] prepares the machine, [`proxy`] programs Services.
+//! [`pods`] gives sandboxes their interface, [`peers`] routes to other nodes' pods, [`host`] prepares the machine, [`proxy`]
+//! programs Services.
 
+pub mod backend;
 pub mod cidr;
+mod ethtool;
 pub mod host;
 pub mod iptables;
+mod mac;
 mod netlink;
+pub mod peers;
 pub mod pods;
 pub mod proxy;
+pub mod uplink;

@@ -5,15 +5,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use futures::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::route::RouteScope;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use crate::cidr::Cidr;
+use crate::peers::NextHop;
 
-const EEXIST: i32 = -17;
+pub(crate) const EEXIST: i32 = -17;
 const ENODEV: i32 = -19;
+/// What the kernel says of addresses it has no route to.
+const NO_ROUTE: [i32; 4] = [-101, -113, -22, -13];
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -27,7 +32,7 @@ pub enum NetlinkError {
 
 /// A netlink connection to the network namespace in which it was opened.
 pub struct Netlink {
-    handle: Handle,
+    pub(crate) handle: Handle,
     connection: JoinHandle<()>,
 }
 
@@ -77,7 +82,86 @@ impl Netlink {
         Ok(names)
     }
 
-    async fn link(&self, name: &str) -> Result<Option<LinkMessage>, NetlinkError> {
+    pub async fn mtu(&self, name: &str) -> Result<u32, NetlinkError> {
+        let link = self.link(name).await?.ok_or_else(|| NetlinkError::NoInterface(name.to_owned()))?;
+        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        Ok(mtu.unwrap_or_default())
+    }
+
+    /// The name of the interface with this index.
+    pub async fn name(&self, index: u32) -> Result<Option<String>, NetlinkError> {
+        let mut links = self.handle.link().get().match_index(index).execute();
+        let link = match links.try_next().await {
+            Ok(link) => link,
+            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == ENODEV => None,
+            Err(source) => return Err(NetlinkError::Request { action: format!("look for interface {index}"), source }),
+        };
+        Ok(link.and_then(|link| {
+            link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            })
+        }))
+    }
+
+    /// How packets to the address leave this machine; `None` when they cannot.
+    pub async fn next_hop(&self, to: IpAddr) -> Result<Option<NextHop>, NetlinkError> {
+        let query = match to {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
+        };
+        let route = match self.handle.route().get(query).execute().try_next().await {
+            Ok(route) => route,
+            Err(rtnetlink::Error::NetlinkError(message)) if NO_ROUTE.contains(&message.raw_code()) => None,
+            Err(source) => return Err(NetlinkError::Request { action: format!("look up the route to {to}"), source }),
+        };
+        let Some(route) = route else { return Ok(None) };
+        let device = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        Ok(device.map(|device| NextHop { device, gateway: gateway(&route) }))
+    }
+
+    /// The interface's addresses of one family, each with the message that names it.
+    async fn addresses(&self, index: u32, v4: bool) -> Result<Vec<(IpAddr, AddressMessage)>, NetlinkError> {
+        let family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let mut messages = self.handle.address().get().set_link_index_filter(index).execute();
+        let mut found = Vec::new();
+        while let Some(message) = messages.try_next().await.map_err(request("list an interface's addresses"))? {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(ip) | AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            });
+            // Not every kernel filters for us.
+            if message.header.family == family
+                && message.header.index == index
+                && let Some(address) = address
+            {
+                found.push((address, message));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes this the interface's only address of its family.
+    pub async fn set_only_address(&self, index: u32, wanted: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
+        let mut present = false;
+        for (address, message) in self.addresses(index, wanted.is_ipv4()).await? {
+            if address == wanted && message.header.prefix_len == prefix {
+                present = true;
+            } else if !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+                let deleted = self.handle.address().del(message).execute().await;
+                deleted.map_err(request(&format!("delete address {address}")))?;
+            }
+        }
+        if present { Ok(()) } else { self.ensure_address(index, wanted, prefix).await }
+    }
+
+    pub(crate) async fn link(&self, name: &str) -> Result<Option<LinkMessage>, NetlinkError> {
         let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
         match links.try_next().await {
             Ok(link) => Ok(link),
@@ -146,7 +230,7 @@ impl Netlink {
         result.map_err(request("set hairpin mode on a bridge port"))
     }
 
-    async fn set(&self, message: LinkMessage, action: &str) -> Result<(), NetlinkError> {
+    pub(crate) async fn set(&self, message: LinkMessage, action: &str) -> Result<(), NetlinkError> {
         self.handle.link().set(message).execute().await.map_err(request(action))
     }
 
@@ -182,13 +266,21 @@ impl Netlink {
     }
 }
 
-fn request(action: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError + use<> {
+pub(crate) fn gateway(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })
+}
+
+pub(crate) fn request(action: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError + use<> {
     let action = action.to_owned();
     move |source| NetlinkError::Request { action, source }
 }
 
 /// Treats one refusal as success: what was wanted already holds.
-fn tolerate(result: Result<(), rtnetlink::Error>, code: i32) -> Result<(), rtnetlink::Error> {
+pub(crate) fn tolerate(result: Result<(), rtnetlink::Error>, code: i32) -> Result<(), rtnetlink::Error> {
     match result {
         Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == code => Ok(()),
         other => other,

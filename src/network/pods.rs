@@ -94,7 +94,8 @@ impl PodNetwork {
         netlink.set_mtu(bridge, self.config.mtu).await?;
         // Without an address of its own the bridge would take over that of each new port, and pods' ARP entries would go stale.
         netlink.set_mac(bridge, bridge_mac(gateway)).await?;
-        netlink.ensure_address(bridge, gateway, pod_cidr.prefix()).await?;
+        // The gateway of an earlier range goes: another node may have that range now.
+        netlink.set_only_address(bridge, gateway, pod_cidr.prefix()).await?;
         netlink.up(bridge).await?;
         rules::install(&self.iptables, &self.config.bridge, self.config.cluster_cidr).await?;
         rules::load_host_ports(&self.iptables, state.all()).await?;

@@ -1,9 +1,11 @@
 //! The service proxy: keeps the node's iptables such that Services answer.
 //!
-//! [`plan`] decides from Services and EndpointSlices, [`rules`] writes that down as chains, [`sync`] loads what changed. What
-//! was loaded stays in force while mussel is away.
+//! [`plan`] decides from Services and EndpointSlices, [`rules`] writes that down as chains, [`sync`] loads what changed,
+//! [`conntrack`] ends flows that the rules would not make any more, [`health`] tells load balancers. What was loaded stays in
+//! force while mussel is away.
 
 pub mod conntrack;
+mod health;
 pub mod plan;
 pub mod rules;
 mod sync;
@@ -45,6 +47,7 @@ pub struct Proxy {
     slices: Informer<EndpointSlice>,
     loader: Loader,
     udp: conntrack::UdpFlows,
+    health: health::HealthChecks,
 }
 
 impl Proxy {
@@ -56,6 +59,7 @@ impl Proxy {
             slices,
             loader: Loader::new(config.iptables, config.cluster_cidr),
             udp: conntrack::UdpFlows::default(),
+            health: health::HealthChecks::default(),
         }
     }
 
@@ -91,7 +95,9 @@ impl Proxy {
 
     /// Brings the rules to what the objects say now; returns how long until they should be looked at again.
     async fn pass(&mut self) -> Duration {
-        let ports = plan::plan(&self.settings, &self.services.list(), &self.slices.list());
+        let (services, slices) = (self.services.list(), self.slices.list());
+        self.health.set(health::wanted(&self.settings, &services, &slices)).await;
+        let ports = plan::plan(&self.settings, &services, &slices);
         match self.loader.load(&ports).await {
             Ok(()) => {
                 self.udp.clean(&ports).await;

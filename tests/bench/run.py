@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures what docs/benchmarks.md reports, with a release binary on machines of its own (tests/lab.py).
+"""Measures what docs/benchmarks.md reports, with a release binary on machines of its own (tests/lab).
 
     MUSSEL_BINARY=target/x86_64-unknown-linux-gnu/release/mussel tests/bench/run.py [--cold N] [--idle SECONDS]
         [--skip start,pods,idle,loaded]

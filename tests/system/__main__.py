@@ -6,6 +6,7 @@ Ends with one line: `N passed, M failed`.
 import os
 import sys
 import time
+import traceback
 import unittest
 
 sys.dont_write_bytecode = True
@@ -41,6 +42,12 @@ class Report(unittest.TestResult):
         super().addError(test, error)
         self._line("FAILED", test)
         print(clip(self.errors[-1][1]), flush=True)
+
+    def addSubTest(self, test, subtest, error):
+        super().addSubTest(test, subtest, error)
+        if error:
+            self._line("FAILED", subtest)
+            print(clip("".join(traceback.format_exception(*error))), flush=True)
 
 
 def cases(suite):

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::disruption::Moves;
 use crate::pods::until;
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -28,15 +29,25 @@ pub fn is_no_execute(taint: &Taint) -> bool {
     taint.effect == NO_EXECUTE
 }
 
-/// The taints the node should have: others' as they are, ours by its conditions. While `all_silent`, none is added that
-/// moves Pods, and those that are there go.
-pub fn wanted(node: &Node, old: &[Taint], all_silent: bool, now: Timestamp) -> Vec<Taint> {
+/// Whether one of our taints that move Pods is among these.
+pub fn moves_pods(taints: &[Taint]) -> bool {
+    taints.iter().any(|taint| is_no_execute(taint) && (taint.key == NOT_READY || taint.key == UNREACHABLE))
+}
+
+/// The taints the node should have: others' as they are, ours by its conditions, those that move Pods as `moves` says.
+pub fn wanted(node: &Node, old: &[Taint], moves: Moves, now: Timestamp) -> Vec<Taint> {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let mut ours: Vec<(&str, &str)> = Vec::new();
     for (type_, status, key) in BY_CONDITION {
         if conditions.iter().any(|c| c.type_ == type_ && c.status == status) {
             ours.push((key, NO_SCHEDULE));
-            if type_ == "Ready" && !all_silent {
+            // One that is there already may change its name.
+            let may_move = match moves {
+                Moves::Allowed => true,
+                Moves::Held => moves_pods(old),
+                Moves::Undone => false,
+            };
+            if type_ == "Ready" && may_move {
                 ours.push((key, NO_EXECUTE));
             }
         }
@@ -133,13 +144,19 @@ mod tests {
     fn taints_follow_conditions() {
         let now = Timestamp::UNIX_EPOCH;
         let foreign = Taint { key: "mine".to_owned(), effect: NO_EXECUTE.to_owned(), ..Taint::default() };
-        let old = wanted(&node("Unknown", json!({})), &[foreign], false, now);
+        let old = wanted(&node("Unknown", json!({})), &[foreign], Moves::Allowed, now);
         assert_eq!(keys(&old), ["mine:NoExecute", "unreachable:NoSchedule", "unreachable:NoExecute"]);
-        assert_eq!(wanted(&node("Unknown", json!({})), &old, false, now), old);
-        assert_eq!(keys(&wanted(&node("True", json!({})), &old, false, now)), ["mine:NoExecute"]);
-        assert_eq!(keys(&wanted(&node("False", json!({})), &[], true, now)), ["not-ready:NoSchedule"]);
+        assert_eq!(wanted(&node("Unknown", json!({})), &old, Moves::Allowed, now), old);
+        assert_eq!(keys(&wanted(&node("True", json!({})), &old, Moves::Allowed, now)), ["mine:NoExecute"]);
+        for none in [Moves::Held, Moves::Undone] {
+            assert_eq!(keys(&wanted(&node("False", json!({})), &[], none, now)), ["not-ready:NoSchedule"]);
+        }
+        let changed = wanted(&node("False", json!({})), &old, Moves::Held, now);
+        assert_eq!(keys(&changed), ["mine:NoExecute", "not-ready:NoSchedule", "not-ready:NoExecute"]);
+        let undone = wanted(&node("Unknown", json!({})), &old, Moves::Undone, now);
+        assert_eq!(keys(&undone), ["mine:NoExecute", "unreachable:NoSchedule"]);
         let cordoned = node("True", json!({"unschedulable": true}));
-        assert_eq!(keys(&wanted(&cordoned, &[], false, now)), ["unschedulable:NoSchedule"]);
+        assert_eq!(keys(&wanted(&cordoned, &[], Moves::Allowed, now)), ["unschedulable:NoSchedule"]);
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub async fn compute(
     }
     let mut addresses: Vec<NodeAddress> =
         config.node_ips.iter().map(|ip| NodeAddress { address: ip.to_string(), type_: "InternalIP".into() }).collect();
+    addresses.extend(
+        config.external_ips.iter().map(|ip| NodeAddress { address: ip.to_string(), type_: "ExternalIP".into() }),
+    );
     addresses.push(NodeAddress { address: config.node_name.clone(), type_: "Hostname".into() });
     let port = config.server.as_ref().map_or(10250, |s| i32::from(s.listen.port()));
     let runtime = shared.runtime_version.get().map_or(version::KUBERNETES.trim_start_matches('v'), String::as_str);

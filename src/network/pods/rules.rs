@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::Attachment;
 use crate::cidr::Cidr;
 use crate::iptables::{Iptables, IptablesError};
+use crate::peers::VXLAN_INTERFACE;
 
 const POSTROUTING: &str = "MUSSEL-POSTROUTING";
 const FORWARD: &str = "MUSSEL-FORWARD";
@@ -30,6 +31,8 @@ pub async fn install(iptables: &Iptables, bridge: &str, cluster_cidr: Cidr) -> R
 }
 
 fn fixed(cluster_cidr: Cidr) -> String {
+    // What enters the tunnel from others than pods gets the node's address there: answers come back the same way, and not
+    // by a way on which the kernel does not expect them (rp_filter).
     format!(
         "*nat\n\
         :{POSTROUTING} - [0:0]\n\
@@ -38,6 +41,7 @@ fn fixed(cluster_cidr: Cidr) -> String {
         -A {POSTROUTING} -j {HOSTPORT_MASQ}\n\
         -A {POSTROUTING} -s {cluster_cidr} -d {cluster_cidr} -j RETURN\n\
         -A {POSTROUTING} -s {cluster_cidr} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully\n\
+        -A {POSTROUTING} -o {VXLAN_INTERFACE} -j MASQUERADE --random-fully\n\
         COMMIT\n\
         *filter\n\
         :{FORWARD} - [0:0]\n\

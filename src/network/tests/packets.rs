@@ -1,10 +1,9 @@
 //! The pod network and the service proxy with a real kernel and real packets, in a network namespace of their own.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::process::Command;
+mod support;
+
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -16,75 +15,11 @@ use mussel_network::host;
 use mussel_network::iptables::Iptables;
 use mussel_network::pods::{AddRequest, Config, HostPort, PodNetwork, Protocol};
 use mussel_network::proxy::{self, Proxy};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-/// Runs the test in a thread with a network of its own, or says why it cannot.
-fn in_new_network(test: impl AsyncFnOnce() + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() || Iptables::find().is_err() {
-        eprintln!("skipped: needs root and iptables");
-        return;
-    }
-    let thread = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            host::tune_kernel();
-            test().await;
-        });
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// The network namespace of a pod, and a way to run something in it.
-struct Sandbox(OwnedFd);
-
-impl Sandbox {
-    fn new() -> Self {
-        let make = || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            Self(std::fs::File::open("/proc/thread-self/ns/net").unwrap().into())
-        };
-        thread::spawn(make).join().unwrap()
-    }
-
-    fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
-    }
-
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let netns = self.0.try_clone().unwrap();
-        let body = move || {
-            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        };
-        thread::spawn(body).join().unwrap()
-    }
-
-    /// Answers each connection to the port with `name` and the address it came from.
-    fn serve(&self, port: u16, name: &'static str) {
-        let listener = self.run(move || TcpListener::bind(("0.0.0.0", port)).unwrap());
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let from = stream.peer_addr().unwrap().ip();
-                let _ = stream.write_all(format!("{name} {from}").as_bytes());
-            }
-        });
-    }
-}
-
-fn ask(address: &str) -> Result<String, std::io::ErrorKind> {
-    let address: SocketAddr = address.parse().unwrap();
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).map_err(|error| error.kind())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).map_err(|error| error.kind())?;
-    Ok(text)
-}
+use support::{Sandbox, ask, ask_udp, in_new_network};
 
 fn network(dir: &tempfile::TempDir) -> PodNetwork {
     let config = Config {
@@ -242,5 +177,47 @@ fn services_answer() {
             }
         };
         with_proxy(services, slices, check).await;
+    });
+}
+
+#[test]
+fn a_udp_client_that_goes_on_reaches_the_endpoint_that_is_left() {
+    in_new_network(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let pods = network(&dir);
+        pods.set_pod_cidr("10.42.0.0/24".parse().unwrap()).await.unwrap();
+        host::prepare(pods.iptables(), "10.43.0.0/16".parse().unwrap(), &[]).await.unwrap();
+        let (a, b) = (Sandbox::new(), Sandbox::new());
+        pods.add(&request("a", &a, Vec::new())).await.unwrap();
+        pods.add(&request("b", &b, Vec::new())).await.unwrap();
+        a.serve_udp(5353, "a");
+        b.serve_udp(5353, "b");
+        let service = json!({"metadata": {"name": "dns", "namespace": "default"}, "spec": {"clusterIP": "10.43.0.7",
+            "type": "NodePort", "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}]}});
+        let slice = |ip: &str| {
+            json!({"metadata": {"name": "dns", "namespace": "default", "labels": {"kubernetes.io/service-name": "dns"}},
+                "addressType": "IPv4", "endpoints": [{"addresses": [ip]}],
+                "ports": [{"name": "", "port": 5353, "protocol": "UDP"}]})
+        };
+        let client = || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket
+        };
+        let (inner, outer) = (client(), client());
+        let asked = move |inner: &UdpSocket, outer: &UdpSocket| {
+            [ask_udp(inner, "10.43.0.7:53").unwrap(), ask_udp(outer, "10.42.0.1:30053").unwrap()]
+        };
+        let (first, second) = (inner.try_clone().unwrap(), outer.try_clone().unwrap());
+        let check = move || assert_eq!(asked(&first, &second), ["a", "a"]);
+        with_proxy(vec![service.clone()], vec![slice("10.42.0.2")], check).await;
+        // Another process, which knows nothing of the endpoints that were.
+        let check = move || {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while asked(&inner, &outer) != ["b", "b"] {
+                assert!(std::time::Instant::now() < deadline, "the flows still lead to a");
+            }
+        };
+        with_proxy(vec![service], vec![slice("10.42.0.3")], check).await;
     });
 }

@@ -51,6 +51,7 @@ impl Node {
         let config = Config {
             node_name: NODE.into(),
             node_ips: vec!["192.0.2.1".parse().unwrap()],
+            external_ips: Vec::new(),
             labels: Default::default(),
             taints: Vec::new(),
             provider_id: None,

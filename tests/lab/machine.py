@@ -1,4 +1,4 @@
-"""A machine for whole-system tests, made of namespaces: its own network, mounts, processes and host name.
+"""A machine, made of namespaces: its own network, mounts, processes and host name.
 
 The real binary runs in it as root, with real containers. The machine's veth leads to a second network namespace, the
 outside, where a registry or a client may live; nothing touches the network of the machine that runs the tests. The
@@ -7,26 +7,16 @@ process namespace makes the clean-up certain: when its first process is killed, 
 Every wait has a deadline and every subprocess a time-out. Only Python's standard library is used.
 """
 
-import atexit
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import unittest
 
-TESTS = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(TESTS)
-BINARY = os.environ.get("MUSSEL_BINARY", os.path.join(ROOT, "target/debug/mussel"))
-KUBECTL = os.environ.get("MUSSEL_KUBECTL", "/usr/bin/kubectl")
-# Slow machines may stretch all deadlines.
-PATIENCE = float(os.environ.get("MUSSEL_TEST_PATIENCE", "1"))
-CGROUPS = "/sys/fs/cgroup"
-BUSYBOX, WEB, WEB2 = "mussel.test/busybox:1", "mussel.test/web:1", "mussel.test/web:2"
+from lab.base import (BINARY, BUSYBOX, CGROUPS, KUBECTL, PATIENCE, WEB, Failed, image_archives, run, wait_for)
 
 # The first process of a machine: collects what others leave behind, as any init does.
 INIT = """
@@ -43,118 +33,71 @@ while True:
 """
 
 
-class Failed(AssertionError):
-    """A command or a wait that did not come out as it must."""
-
-
-class Result:
-    def __init__(self, command, code, out, err):
-        self.command, self.code, self.out, self.err = command, code, out, err
-
-    def __repr__(self):
-        return f"{shlex.join(map(str, self.command))}: exit code {self.code}\n{self.out}{self.err}"
-
-
-def run(command, timeout=30, check=True, input=None, env=None, cwd=None):
-    """Runs to the end or to the time-out, and keeps what it printed."""
-    try:
-        done = subprocess.run(command, input=input, capture_output=True, text=True, errors="replace",
-                              timeout=timeout * PATIENCE, env=env, cwd=cwd, start_new_session=True)
-    except subprocess.TimeoutExpired as late:
-        def text(part):
-            return part.decode(errors="replace") if isinstance(part, bytes) else part or ""
-        raise Failed(f"{shlex.join(map(str, command))}: still running after {timeout} s\n"
-                     f"{text(late.stdout)}{text(late.stderr)}") from None
-    result = Result(command, done.returncode, done.stdout, done.stderr)
-    if check and result.code != 0:
-        raise Failed(repr(result))
-    return result
-
-
-def wait_for(what, condition, deadline=30, every=0.1):
-    """Calls `condition` until it returns something true, and returns that.
-
-    A failed command counts as "not yet", and its text is shown when time is up.
-    """
-    end, last = time.monotonic() + deadline * PATIENCE, None
-    while True:
-        try:
-            last = condition()
-            if last:
-                return last
-        except Failed as error:
-            last = error
-        if time.monotonic() > end:
-            raise Failed(f"waited {deadline} s for {what}; last seen: {last}")
-        time.sleep(every)
-
-
-_images = None
-
-
-def images():
-    """The folder with the test images, built once per run of the tests."""
-    global _images
-    if _images is None:
-        _images = os.environ.get("MUSSEL_TEST_IMAGES")
-        if not _images:
-            _images = tempfile.mkdtemp(prefix="mussel-images-")
-            atexit.register(shutil.rmtree, _images, ignore_errors=True)
-        if not os.path.exists(os.path.join(_images, "busybox.tar")):
-            run([sys.executable, os.path.join(TESTS, "images/build.py"), _images], timeout=120)
-    return _images
-
-
-def image_archives():
-    return sorted(os.path.join(images(), name) for name in os.listdir(images()))
+def namespace(*flags):
+    """A process that holds new namespaces and does nothing."""
+    process = subprocess.Popen(["unshare", *flags, sys.executable, "-c", INIT], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    if process.stdout.readline() != "up\n":
+        raise Failed("unshare: " + process.stderr.read())
+    return process
 
 
 class Machine:
-    """One machine. `start` runs `mussel server` on it."""
+    """One machine, alone with an outside of its own, or on a link of a network. `start` runs mussel on it."""
 
-    def __init__(self, name="node", archives=None, flags=(), env=None):
+    def __init__(self, name="node", archives=None, flags=(), env=None, link=None, role="server"):
         self.name, self.flags, self.env = name, list(flags), dict(env or {})
         self.dir = tempfile.mkdtemp(prefix="mussel-lab-")
         self.id = os.path.basename(self.dir).removeprefix("mussel-lab-")
         self.data, self.run_dir = self.dir + "/data", self.dir + "/run"
         self.kubeconfig, self.log_path = self.dir + "/kubeconfig.yaml", self.dir + "/mussel.log"
         self.cgroup_root = "/mussel-lab-" + self.id
-        self.server = None
+        self.role, self.ip = role, "192.168.77.2"
+        self.server, self.outside, self.wire = None, None, None
         self.others = []
-        self._up()
+        self._up(link)
         for archive in image_archives() if archives is None else archives:
             os.makedirs(self.data + "/agent/images", exist_ok=True)
             shutil.copy(archive, self.data + "/agent/images/")
 
     # The machine itself.
 
-    def _up(self):
-        self.outside = self._namespace("--net")
-        self.init = self._namespace("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc",
-                                    "--kill-child=SIGKILL")
+    def _up(self, link):
+        self.init = namespace("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc",
+                              "--kill-child=SIGKILL")
         self.pid = self._child(self.init.pid)
+        if link:
+            self.wire, router = link.attach(self), link.router
+        else:
+            router = self._outside()
+        # A folder /etc of its own, so that what machines write there is not shared.
+        os.makedirs(self.dir + "/etc")
+        self.sh(f"""
+            hostname {self.name}
+            ip link set lo up
+            mount -t tmpfs -o mode=755 tmpfs {self.dir}/etc
+            mkdir {self.dir}/etc/upper {self.dir}/etc/work
+            mount -t overlay -o lowerdir=/etc,upperdir={self.dir}/etc/upper,workdir={self.dir}/etc/work overlay /etc
+            rm -rf /etc/mussel
+            echo {self.ip} {self.name} >> /etc/hosts
+            mount -t tmpfs -o mode=755 tmpfs /run
+            printf 'nameserver {router}\\n' > /run/resolv.conf
+            mount --bind /run/resolv.conf "$(readlink -f /etc/resolv.conf)" """)
+
+    def _outside(self):
+        """A second namespace at the other end of the machine's wire, where a registry or a client may live."""
+        self.outside = namespace("--net")
         self.outside_pid = self.outside.pid
-        run(["nsenter", "-t", str(self.outside_pid), "-n", "sh", "-ec", f"""
+        run(["nsenter", "-t", str(self.outside.pid), "-n", "sh", "-ec", f"""
             ip link set lo up
             ip link add mussel0 type veth peer name eth0 netns {self.pid}
             ip addr add 192.168.77.1/24 dev mussel0
             ip link set mussel0 up"""])
         self.sh(f"""
-            hostname {self.name}
-            ip link set lo up
-            ip addr add 192.168.77.2/24 dev eth0
+            ip addr add {self.ip}/24 dev eth0
             ip link set eth0 up
-            ip route add default via 192.168.77.1
-            mount -t tmpfs -o mode=755 tmpfs /run
-            printf 'nameserver 192.168.77.1\\n' > /run/resolv.conf
-            mount --bind /run/resolv.conf "$(readlink -f /etc/resolv.conf)" """)
-
-    def _namespace(self, *flags):
-        process = subprocess.Popen(["unshare", *flags, sys.executable, "-c", INIT], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        if process.stdout.readline() != "up\n":
-            raise Failed("unshare: " + process.stderr.read())
-        return process
+            ip route add default via 192.168.77.1""")
+        return "192.168.77.1"
 
     @staticmethod
     def _child(pid):
@@ -178,7 +121,7 @@ class Machine:
 
     def spawn(self, *command, outside=False, **options):
         """Starts a command that goes on, on the machine or outside of it; it ends with the machine."""
-        enter = ["nsenter", "-t", str(self.outside_pid), "-n", "--"] if outside else self._enter()
+        enter = ["nsenter", "-t", str(self.outside.pid), "-n", "--"] if outside else self._enter()
         process = subprocess.Popen([*enter, *map(str, command)], env=self._environment(), cwd=self.dir,
                                    start_new_session=True, text=True, errors="replace",
                                    **{"stdin": subprocess.DEVNULL, **options})
@@ -188,8 +131,8 @@ class Machine:
     # The server.
 
     def command(self, *flags):
-        return [BINARY, "server", "--data-dir", self.data, "--run-dir", self.run_dir, "--cgroup-root",
-                self.cgroup_root, "-o", self.kubeconfig, *self.flags, *flags]
+        output = ["-o", self.kubeconfig] if self.role == "server" else []
+        return [BINARY, self.role, *self.local(), *output, *self.flags, *flags]
 
     def local(self):
         """What the other commands need to find this machine's state."""
@@ -334,40 +277,35 @@ class Machine:
         """All that mussel must not leave behind: processes, mounts, interfaces, rules, cgroups."""
         left = []
         for line in self.sh("ps -eo args --no-headers").splitlines():
-            if "mussel-shim" in line or " shim --dir" in line or line.startswith(BINARY + " server"):
+            if "mussel-shim" in line or " shim --dir" in line or line.startswith((BINARY + " server", BINARY + " agent")):
                 left.append("process " + line)
         left += ["mount " + line for line in self.sh("cat /proc/self/mountinfo").splitlines()
-                 if f" {self.dir}/" in line]
+                 if f" {self.dir}/" in line and f" {self.dir}/etc " not in line]
         for link in json.loads(self.sh("ip -j link")):
             if link["ifname"] not in ("lo", "eth0") and link.get("link_type") != "sit":
                 left.append("interface " + link["ifname"])
         rules = self.sh("iptables-save; ip6tables-save 2>/dev/null || true").splitlines()
         left += ["rule " + rule for rule in rules if rule.startswith("-A") or rule.startswith(":MUSSEL")]
-        left += ["cgroup " + path for path in self._cgroups()]
+        left += ["cgroup " + path for path in cgroups(self.cgroup_root)]
         left += ["route " + line for line in self.sh("ip route").splitlines() if "10.42." in line or "10.43." in line]
+        left += ["route " + line for line in self.sh("ip route show proto 109").splitlines()]
         return left
-
-    def _cgroups(self):
-        found = []
-        for base in [CGROUPS, *(os.path.join(CGROUPS, name) for name in os.listdir(CGROUPS))]:
-            top = base + self.cgroup_root
-            for path, _, _ in os.walk(top):
-                if path != top:
-                    found.append(path)
-        return found
 
     def down(self):
         """Ends everything and removes all traces, whatever state the machine is in."""
         for process in self.others:
             if process.poll() is None:
                 process.kill()
+        if self.wire:
+            self.wire.down()
         self.init.kill()
         try:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.outside.kill()
-        for process in [*self.others, self.init, self.outside, *([self.server] if self.server else [])]:
+        if self.outside:
+            self.outside.kill()
+        for process in [*self.others, *filter(None, [self.init, self.outside, self.server])]:
             try:
                 process.wait(15)
             except subprocess.TimeoutExpired:
@@ -375,14 +313,21 @@ class Machine:
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream:
                     stream.close()
-        for path in reversed(self._cgroups()):
-            self._remove_cgroup(path)
-        for base in [CGROUPS, *(os.path.join(CGROUPS, name) for name in os.listdir(CGROUPS))]:
-            self._remove_cgroup(base + self.cgroup_root)
+        remove_cgroups(self.cgroup_root)
         shutil.rmtree(self.dir, ignore_errors=True)
 
-    @staticmethod
-    def _remove_cgroup(path):
+
+def _hierarchies():
+    return [CGROUPS, *(os.path.join(CGROUPS, name) for name in os.listdir(CGROUPS))]
+
+
+def cgroups(root):
+    """The cgroups below a machine's root, in every hierarchy; parents first."""
+    return [path for base in _hierarchies() for path, _, _ in os.walk(base + root) if path != base + root]
+
+
+def remove_cgroups(root):
+    for path in [*reversed(cgroups(root)), *(base + root for base in _hierarchies())]:
         end = time.monotonic() + 5
         while os.path.isdir(path):
             try:
@@ -391,73 +336,5 @@ class Machine:
                 # Killed processes leave their cgroup a moment later.
                 if time.monotonic() > end:
                     print(f"{path} is left: {error}", file=sys.stderr)
-                    return
+                    break
                 time.sleep(0.02)
-
-
-class Late(AssertionError):
-    """A test that ran into its own time limit."""
-
-
-class Case(unittest.TestCase):
-    """A test with a time limit, on a machine that all tests of its class share unless `shared` is false."""
-
-    shared = True
-    machine_flags = ()
-    time_limit = 150
-    maxDiff = None
-
-    @classmethod
-    def machine(cls):
-        return Machine(flags=cls.machine_flags)
-
-    @classmethod
-    def setUpClass(cls):
-        if cls.shared:
-            cls.m = cls.machine()
-            try:
-                cls.m.start()
-            except BaseException:
-                print(cls.m.log_tail(), file=sys.stderr)
-                cls.m.down()
-                raise
-
-    @classmethod
-    def tearDownClass(cls):
-        if cls.shared:
-            cls.m.down()
-
-    def setUp(self):
-        def late(*_):
-            raise Late(f"not done after {self.time_limit} s")
-        signal.signal(signal.SIGALRM, late)
-        signal.alarm(int(self.time_limit * PATIENCE))
-        if not self.shared:
-            self.m = None
-
-    def run(self, result=None):
-        before = len(result.failures) + len(result.errors) if result else 0
-        super().run(result)
-        if result and len(result.failures) + len(result.errors) > before:
-            self._explain()
-        if not self.shared and getattr(self, "m", None):
-            self.m.down()
-
-    def tearDown(self):
-        signal.alarm(0)
-
-    def _explain(self):
-        signal.alarm(0)
-        machine = getattr(self, "m", None)
-        if not machine:
-            return
-        print(f"\n---- {self.id()} failed; the server's log ends with", file=sys.stderr)
-        print(machine.log_tail(), file=sys.stderr)
-        if machine.running():
-            for what in [("get", "pods,services,endpointslices", "-A", "-o", "wide"),
-                         ("get", "events", "-A", "--sort-by=.lastTimestamp")]:
-                try:
-                    print(machine.kubectl(*what, check=False, timeout=10).out[-4000:], file=sys.stderr)
-                except Failed as error:
-                    print(error, file=sys.stderr)
-        print("----", file=sys.stderr)
