@@ -2,6 +2,7 @@
 # Installs mussel on this machine and starts it. Run it again to upgrade or to change the flags.
 #
 #   sudo ./install.sh [server flags]           from a checkout (builds) or from an unpacked release (does not)
+#   sudo ./install.sh agent --server https://first:6443 --token K10...       a node of a cluster that exists
 #
 # Environment, all optional:
 #   INSTALL_MUSSEL_EXEC          command and flags for the service, as the arguments of this script
@@ -31,13 +32,13 @@ have() { command -v "$1" >/dev/null 2>&1; }
 [ "$(id -u)" = 0 ] || fail "must be root: sudo $0 $*"
 case "$SERVICE" in *[!a-zA-Z0-9._-]*) fail "INSTALL_MUSSEL_NAME may hold letters, digits, dots, dashes and underscores" ;; esac
 
-# The first word is the command, unless it is a flag.
+# The first word is the command, unless it is a flag; without one, MUSSEL_URL makes this machine an agent.
 # shellcheck disable=SC2086
 set -- ${INSTALL_MUSSEL_EXEC:-} "$@"
 case "${1:-}" in
-    server) shift; COMMAND=server ;;
-    "" | -*) COMMAND=server ;;
-    *) fail "unknown command $1; the first argument is 'server' or a flag" ;;
+    server | agent) COMMAND=$1; shift ;;
+    "" | -*) COMMAND=server; [ -z "${MUSSEL_URL:-}" ] || COMMAND=agent ;;
+    *) fail "unknown command $1; the first argument is 'server', 'agent' or a flag" ;;
 esac
 
 # Quotes each argument so that it survives both systemd's and the shell's reading.
@@ -229,7 +230,10 @@ service_systemd() {
     [ "${INSTALL_MUSSEL_SKIP_START:-}" = true ] && return 0
     if [ "$CHANGED" = yes ] || [ "${INSTALL_MUSSEL_FORCE_RESTART:-}" = true ] || ! systemctl -q is-active "$SERVICE"; then
         info "starting $SERVICE (log: journalctl -u $SERVICE)"
-        systemctl restart "$SERVICE" || fail "$SERVICE did not start: $(journalctl -u "$SERVICE" -n 3 -o cat 2>/dev/null)"
+        # An agent is up when it has joined, which may take until somebody mends its token.
+        if [ $COMMAND = agent ]; then block=--no-block; else block=; fi
+        # shellcheck disable=SC2086
+        systemctl restart $block "$SERVICE" || fail "$SERVICE did not start: $(journalctl -u "$SERVICE" -n 3 -o cat 2>/dev/null)"
     fi
 }
 
@@ -319,6 +323,7 @@ SCRIPT
 
 wait_ready() {
     [ "${INSTALL_MUSSEL_SKIP_ENABLE:-}" = true ] || [ "${INSTALL_MUSSEL_SKIP_START:-}" = true ] && return 0
+    [ $COMMAND = server ] || { wait_joined; return; }
     have kubectl || { info "started; get kubectl and use KUBECONFIG=$KUBECONFIG_FILE"; return 0; }
     info "waiting for the node to be Ready"
     deadline=$(($(date +%s) + 180))
@@ -337,10 +342,23 @@ wait_ready() {
 $($log 2>/dev/null | tail -n 5)"
 }
 
+# An agent has nobody's kubeconfig; what it keeps of the cluster tells that it was let in.
+wait_joined() {
+    info "waiting for the cluster to take this machine"
+    deadline=$(($(date +%s) + 60))
+    while [ "$(date +%s)" -lt $deadline ]; do
+        [ ! -e "$DATA_DIR/agent/kubelet.kubeconfig" ] || { info "joined; see it with: kubectl get nodes"; return 0; }
+        sleep 0.5
+    done
+    if [ $INIT = systemd ]; then log="journalctl -u $SERVICE"; else log="cat /var/log/$SERVICE.log"; fi
+    fail "not joined after 60 s; it is tried on. See $log, which ends with
+$($log 2>/dev/null | tail -n 5)"
+}
+
 packages
 kernel
 binary
-kubectl_tool
+[ $COMMAND = agent ] || kubectl_tool
 scripts
 if [ $INIT = systemd ]; then service_systemd; else service_script; fi
 wait_ready
