@@ -5,6 +5,7 @@
 //! its `k8s_openapi` type.
 
 pub mod apply;
+pub mod claim;
 pub mod decode;
 pub mod defaults;
 pub mod field;

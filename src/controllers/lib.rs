@@ -31,6 +31,7 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod owner;
+mod persistent_volume;
 mod pod_gc;
 mod pods;
 mod replica_set;
@@ -96,6 +97,7 @@ async fn lead(context: Context, term: CancellationToken) {
     start("namespace", |c, t| namespace::run(c, t).boxed());
     start("nodeipam", |c, t| node_ipam::run(c, t).boxed());
     start("nodelifecycle", |c, t| node_lifecycle::run(c, t).boxed());
+    start("persistentvolume", |c, t| persistent_volume::run(c, t).boxed());
     start("podgc", |c, t| pod_gc::run(c, t).boxed());
     start("replicaset", |c, t| replica_set::run_replica_sets(c, t).boxed());
     start("replicationcontroller", |c, t| replica_set::run_replication_controllers(c, t).boxed());
