@@ -281,7 +281,21 @@ impl Collector {
             let gone: Vec<_> = owners.dangling.into_iter().chain(owners.waiting).collect();
             return drop_references(&api, &meta, &gone).await;
         }
-        let has_dependents = !lock(&self.graph).dependents(uid).is_empty();
+        let dependents = lock(&self.graph).dependents(uid);
+        if !owners.waiting.is_empty() && dependents.iter().any(|(_, node)| node.foreground) {
+            // Owners wait for this object, and this object is about to wait for one that is being deleted already: it may
+            // be a circle, in which everybody would wait forever. This object lets its owners go first. Its change wakes us.
+            let references: Vec<_> =
+                references.into_iter().map(|r| OwnerReference { block_owner_deletion: Some(false), ..r }).collect();
+            change(&api, &meta, json!({"ownerReferences": references})).await?;
+            let params = DeleteParams {
+                propagation_policy: Some(PropagationPolicy::Foreground),
+                preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
+                ..DeleteParams::default()
+            };
+            return gone_is_fine(api.delete(&node.name, &params).await);
+        }
+        let has_dependents = !dependents.is_empty();
         let policy = if has(ORPHAN) {
             PropagationPolicy::Orphan
         } else if has(FOREGROUND) || (!owners.waiting.is_empty() && has_dependents) {
