@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::pod;
 use crate::shared::Shared;
+use crate::status::RESIZING;
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -209,6 +210,12 @@ fn patch(known: &PodStatus, wanted: &PodStatus) -> Option<Value> {
             Some(value)
         })
         .collect();
+    let gone =
+        |b: &&PodCondition| b.type_ == RESIZING && !wanted.conditions.iter().flatten().any(|c| c.type_ == RESIZING);
+    let conditions: Vec<Value> = conditions
+        .into_iter()
+        .chain(before.iter().filter(gone).map(|b| json!({"type": b.type_, "$patch": "delete"})))
+        .collect();
     if !conditions.is_empty() {
         change.insert("conditions".into(), Value::Array(conditions));
     }
@@ -233,6 +240,17 @@ mod tests {
             "Operation cannot be fulfilled on pods \"a\": Precondition failed: UID in precondition: 1, UID in object meta: 2"
         )));
         assert!(!is_another(&conflict("Operation cannot be fulfilled on pods \"uid\": the object has been modified")));
+    }
+
+    #[test]
+    fn the_end_of_a_resize_takes_its_condition_away() {
+        let status = |value: Value| serde_json::from_value::<PodStatus>(value).unwrap();
+        let old =
+            status(json!({"conditions": [{"type": RESIZING, "status": "True"}, {"type": "Other", "status": "True"}]}));
+        assert_eq!(
+            patch(&old, &status(json!({}))).unwrap(),
+            json!({"conditions": [{"type": RESIZING, "$patch": "delete"}]})
+        );
     }
 
     #[test]
