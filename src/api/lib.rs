@@ -5,6 +5,7 @@
 //! its `k8s_openapi` type.
 
 pub mod apply;
+pub mod claim;
 pub mod decode;
 pub mod defaults;
 pub mod field;
@@ -13,7 +14,9 @@ pub mod object;
 pub mod openapi;
 pub mod patch;
 pub mod protobuf;
+pub mod qos;
 pub mod quantity;
+pub mod quota;
 pub mod resource;
 pub mod schedule;
 pub mod schema;

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::graph::{FOREGROUND, Graph, KindId, Node, ORPHAN, Uid, blocks};
 use crate::Context;
+use crate::census::Census;
 use crate::discovery::{Served, deletable};
 use crate::error::{Error, gone_is_fine, is_not_found};
 
@@ -40,9 +41,10 @@ struct Collector {
     queue: WorkQueue<Uid>,
     unsynced: watch::Sender<usize>,
     kinds_changed: Notify,
+    census: Census,
 }
 
-pub async fn run(context: Context, stop: CancellationToken) {
+pub async fn run(context: Context, census: Census, stop: CancellationToken) {
     let collector = Arc::new(Collector {
         client: context.client(),
         graph: Mutex::default(),
@@ -50,6 +52,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
         queue: WorkQueue::new(),
         unsynced: watch::Sender::new(0),
         kinds_changed: Notify::new(),
+        census,
     });
     let watching = watch_all(collector.clone(), stop.clone());
     let working = async {
@@ -127,6 +130,8 @@ async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, st
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(collector.client.clone(), &kind.resource);
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     let crd = kind.resource.kind == "CustomResourceDefinition";
+    let (plural, group) = (&kind.resource.plural, &kind.resource.group);
+    let resource: Arc<str> = if group.is_empty() { plural.clone() } else { format!("{plural}.{group}") }.into();
     let mut seen = HashSet::new();
     let mut synced = false;
     loop {
@@ -155,7 +160,12 @@ async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, st
                 }
             }
             Some(Ok(Event::Apply(object))) => {
+                let known = object.metadata.uid.as_deref().map(Uid::parse);
+                let new = known.is_some_and(|uid| !lock(&collector.graph).is_live(uid));
                 collector.observe(id, &object.metadata);
+                if new {
+                    collector.census.tell(&resource, object.metadata.namespace.as_ref());
+                }
                 if crd {
                     collector.kinds_changed.notify_one();
                 }
@@ -164,6 +174,7 @@ async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, st
                 if let Some(uid) = &object.metadata.uid {
                     collector.forget(Uid::parse(uid));
                 }
+                collector.census.tell(&resource, object.metadata.namespace.as_ref());
                 if crd {
                     collector.kinds_changed.notify_one();
                 }
@@ -270,7 +281,21 @@ impl Collector {
             let gone: Vec<_> = owners.dangling.into_iter().chain(owners.waiting).collect();
             return drop_references(&api, &meta, &gone).await;
         }
-        let has_dependents = !lock(&self.graph).dependents(uid).is_empty();
+        let dependents = lock(&self.graph).dependents(uid);
+        if !owners.waiting.is_empty() && dependents.iter().any(|(_, node)| node.foreground) {
+            // Owners wait for this object, and this object is about to wait for one that is being deleted already: it may
+            // be a circle, in which everybody would wait forever. This object lets its owners go first. Its change wakes us.
+            let references: Vec<_> =
+                references.into_iter().map(|r| OwnerReference { block_owner_deletion: Some(false), ..r }).collect();
+            change(&api, &meta, json!({"ownerReferences": references})).await?;
+            let params = DeleteParams {
+                propagation_policy: Some(PropagationPolicy::Foreground),
+                preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
+                ..DeleteParams::default()
+            };
+            return gone_is_fine(api.delete(&node.name, &params).await);
+        }
+        let has_dependents = !dependents.is_empty();
         let policy = if has(ORPHAN) {
             PropagationPolicy::Orphan
         } else if has(FOREGROUND) || (!owners.waiting.is_empty() && has_dependents) {

@@ -3,6 +3,7 @@
 //! A finished Pod is counted exactly once: its uid is noted in the status, then its finalizer goes, then the note
 //! becomes a number. A crash between any two of these repeats a step, and counts nothing twice.
 
+mod index;
 mod plan;
 
 use std::collections::{BTreeSet, HashMap};
@@ -149,6 +150,11 @@ fn has_failed(pod: &Pod, only_terminal: bool) -> bool {
     pods::phase(pod) == "Failed" || (deleted && !only_terminal)
 }
 
+/// Pods that are still ending have not failed yet.
+fn counts_only_terminal(spec: &JobSpec) -> bool {
+    spec.pod_replacement_policy.as_deref() == Some("Failed") || spec.pod_failure_policy.is_some()
+}
+
 impl Controller {
     async fn reconcile(&self, key: Key) -> Outcome {
         let Some(job) = self.jobs.get(&key.0, &key.1) else {
@@ -187,7 +193,20 @@ impl Controller {
         if !suspended && status.start_time.is_none() {
             status.start_time = Some(Time(now));
         }
-        let (released, policy_failure) = self.note_finished(key, spec, &mut status, mine, now);
+        let only_terminal = counts_only_terminal(spec);
+        let known = |text: &Option<String>| plan::parse_indexes(text.as_deref().unwrap_or_default());
+        let per_index = index::survey(
+            spec,
+            mine,
+            known(&status.failed_indexes),
+            &known(&status.completed_indexes),
+            index_of,
+            |pod| has_failed(pod, only_terminal),
+        );
+        if let Some(survey) = &per_index {
+            status.failed_indexes = Some(plan::format_indexes(&survey.failed));
+        }
+        let (released, policy_failure) = self.note_finished(key, spec, &mut status, mine, per_index.as_ref(), now);
         let mut completed = plan::parse_indexes(status.completed_indexes.as_deref().unwrap_or_default());
         let uncounted = status.uncounted_terminated_pods.clone().unwrap_or_default();
         let number = |list: &Option<Vec<String>>| i32::try_from(list.as_ref().map_or(0, Vec::len)).unwrap_or(i32::MAX);
@@ -211,6 +230,7 @@ impl Controller {
                 status.succeeded.unwrap_or(0) + number(&uncounted.succeeded)
             },
             failed: status.failed.unwrap_or(0) + number(&uncounted.failed),
+            failed_indexes: per_index.as_ref().map_or(0, |survey| count(survey.failed.len())),
             restarts,
         };
         let age = status.start_time.as_ref().map(|start| {
@@ -239,7 +259,10 @@ impl Controller {
                 self.recorder.event(reference(job), EventType::Normal, "Resumed", "Job resumed".to_owned());
                 status.start_time = Some(Time(now));
             }
-            match self.scale(key, job, spec, owner, &active, terminating, &counts, &completed, now).await {
+            match self
+                .scale(key, job, spec, owner, &active, terminating, &counts, &completed, per_index.as_ref(), now)
+                .await
+            {
                 Ok((change, wait)) => {
                     counts.active += change;
                     next = wait;
@@ -271,10 +294,11 @@ impl Controller {
         spec: &JobSpec,
         status: &mut JobStatus,
         mine: &[Arc<Pod>],
+        per_index: Option<&index::Survey>,
         now: Timestamp,
     ) -> (Vec<Arc<Pod>>, Option<String>) {
-        let only_terminal =
-            spec.pod_replacement_policy.as_deref() == Some("Failed") || spec.pod_failure_policy.is_some();
+        let ending = holds(status, "FailureTarget") || holds(status, "SuccessCriteriaMet");
+        let only_terminal = counts_only_terminal(spec);
         let uncounted = status.uncounted_terminated_pods.get_or_insert_default();
         let mut completed = plan::parse_indexes(status.completed_indexes.as_deref().unwrap_or_default());
         let mut released = Vec::new();
@@ -308,7 +332,9 @@ impl Controller {
                         }
                     }
                 }
-                released.push(pod.clone());
+                if ending || !per_index.is_some_and(|survey| survey.keeps(pod)) {
+                    released.push(pod.clone());
+                }
             }
         }
         if plan::is_indexed(spec) {
@@ -318,7 +344,8 @@ impl Controller {
         if succeeded > 0 {
             failures.remove(key);
         }
-        if failed > 0 {
+        // Indexes that fail for themselves also wait for themselves.
+        if failed > 0 && per_index.is_none() {
             let entry = failures.entry(key.clone()).or_insert((0, now));
             *entry = (entry.0 + failed, now);
         }
@@ -342,6 +369,8 @@ impl Controller {
             Some("DeadlineExceeded") => "DeadlineExceeded",
             Some("SuccessPolicy") => "SuccessPolicy",
             Some("CompletionsReached") => "CompletionsReached",
+            Some("FailedIndexes") => "FailedIndexes",
+            Some("MaxFailedIndexesExceeded") => "MaxFailedIndexesExceeded",
             _ => "BackoffLimitExceeded",
         };
         if let Some(c) = stands("FailureTarget") {
@@ -450,12 +479,14 @@ impl Controller {
         terminating: usize,
         counts: &Counts,
         completed: &BTreeSet<i32>,
+        per_index: Option<&index::Survey>,
         now: Timestamp,
     ) -> Result<(i32, Option<Duration>), Error> {
         let wanted = usize::try_from(plan::wanted_active(spec, counts)).unwrap_or(0);
         let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
         let mut surplus: Vec<&Arc<Pod>> = Vec::new();
         let mut taken: BTreeSet<i32> = completed.clone();
+        taken.extend(per_index.iter().flat_map(|survey| &survey.failed));
         if plan::is_indexed(spec) {
             for pod in active {
                 match index_of(pod) {
@@ -487,12 +518,25 @@ impl Controller {
                 return Ok((0, Some(wait)));
             }
         }
+        let mut wait = None;
         let pods: Vec<Pod> = if plan::is_indexed(spec) {
-            let all = 0..spec.completions.unwrap_or(0);
-            all.filter(|index| !taken.contains(index))
-                .take(missing)
-                .map(|index| indexed_pod(spec, owner, index))
-                .collect()
+            let open = (0..spec.completions.unwrap_or(0)).filter(|index| !taken.contains(index));
+            let ready = open.filter(|index| {
+                let left = per_index.map_or(Duration::ZERO, |survey| survey.wait(*index, now));
+                if !left.is_zero() {
+                    wait = Some(wait.map_or(left, |other: Duration| other.min(left)));
+                }
+                left.is_zero()
+            });
+            let ready: Vec<i32> = ready.take(missing).collect();
+            let made = ready.into_iter().map(|index| {
+                let mut pod = indexed_pod(spec, owner, index);
+                if let Some(survey) = per_index {
+                    index::annotate(&mut pod, survey.failures(index));
+                }
+                pod
+            });
+            made.collect()
         } else {
             vec![new_pod(spec, owner); missing]
         };
@@ -504,7 +548,7 @@ impl Controller {
         match failure {
             Some(error) if made.is_empty() => Err(error.into()),
             // What was made shows in the status; its events bring the next pass.
-            _ => Ok((number(made.len()), None)),
+            _ => Ok((number(made.len()), wait)),
         }
     }
 

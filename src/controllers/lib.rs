@@ -9,6 +9,9 @@ use mussel_client::{Informers, LeaderGate, Recorder};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::census::Census;
+
+mod census;
 mod cluster_role;
 mod control;
 mod cron_job;
@@ -28,9 +31,11 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod owner;
+mod persistent_volume;
 mod pod_gc;
 mod pods;
 mod replica_set;
+mod resource_quota;
 mod revision;
 mod service_account;
 mod stateful_set;
@@ -88,16 +93,26 @@ async fn lead(context: Context, term: CancellationToken) {
     start("disruption", |c, t| disruption::run(c, t).boxed());
     start("endpoints", |c, t| endpoints::run(c, t).boxed());
     start("endpointslice", |c, t| endpoint_slice::run(c, t).boxed());
-    start("garbage", |c, t| garbage::run(c, t).boxed());
     start("job", |c, t| job::run(c, t).boxed());
     start("namespace", |c, t| namespace::run(c, t).boxed());
     start("nodeipam", |c, t| node_ipam::run(c, t).boxed());
     start("nodelifecycle", |c, t| node_lifecycle::run(c, t).boxed());
+    start("persistentvolume", |c, t| persistent_volume::run(c, t).boxed());
     start("podgc", |c, t| pod_gc::run(c, t).boxed());
     start("replicaset", |c, t| replica_set::run_replica_sets(c, t).boxed());
     start("replicationcontroller", |c, t| replica_set::run_replication_controllers(c, t).boxed());
     start("serviceaccount", |c, t| service_account::run(c, t).boxed());
     start("statefulset", |c, t| stateful_set::run(c, t).boxed());
+    let census = Census::default();
+    for (name, running) in [
+        ("resourcequota", resource_quota::run(context.clone(), census.clone(), term.clone()).boxed()),
+        ("garbage", garbage::run(context.clone(), census, term.clone()).boxed()),
+    ] {
+        controllers.spawn(async move {
+            running.await;
+            name
+        });
+    }
     while let Some(ended) = controllers.join_next().await {
         match ended {
             Ok(name) if !term.is_cancelled() => tracing::error!(controller = name, "controller ended unasked"),

@@ -18,6 +18,8 @@ use crate::discovery::{Served, deletable};
 use crate::error::{Error, Outcome, gone_is_fine, is_not_found, text};
 
 const FINALIZER: &str = "kubernetes";
+/// Pods among the remains.
+const PODS: &str = "pods.";
 /// Waits between looks at a namespace whose objects have not gone yet. Pods wake us; other finalizers do not.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
 const LOOK_MAX: Duration = Duration::from_secs(15);
@@ -124,7 +126,14 @@ impl Controller {
                 return remains;
             }
         };
-        for kind in served.iter().filter(|kind| kind.namespaced) {
+        // Pods go first, and all else only after them (KEP-5080): a policy or a Secret must not be taken from under them.
+        let is_pods = |kind: &Served| kind.resource.group.is_empty() && kind.resource.plural == "pods";
+        let (pods, rest): (Vec<_>, Vec<_>) =
+            served.iter().filter(|kind| kind.namespaced).partition(|kind| is_pods(kind));
+        for kind in pods.into_iter().chain(rest) {
+            if !is_pods(kind) && remains.resources.contains_key(PODS) {
+                break;
+            }
             if let Err(error) = self.empty_of(namespace, kind, &mut remains).await {
                 let message = match &error {
                     Error::Api(error) => text(error),

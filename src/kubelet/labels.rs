@@ -1,9 +1,10 @@
 //! The names under which upstream's kubelet marks sandboxes and containers in the runtime. Any kubelet and any CRI tool
 //! can read them, and after a restart they are how running containers are known again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::pod;
 
@@ -17,6 +18,8 @@ pub const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePa
 pub const TERMINATION_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 pub const PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
 pub const CONTAINER_PORTS: &str = "io.kubernetes.container.ports";
+/// What the container was made with of the resources that it cannot be given anew without a restart.
+pub const FIXED_RESOURCES: &str = "mussel.io/container-fixed-resources";
 pub const POD_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 
 fn map<const N: usize>(pairs: [(&str, String); N]) -> HashMap<String, String> {
@@ -50,6 +53,9 @@ pub fn container_annotations(pod: &Pod, container: &Container, restarts: i32) ->
         (TERMINATION_PATH, text(&container.termination_message_path)),
         (TERMINATION_POLICY, text(&container.termination_message_policy)),
     ]);
+    if let Some(fixed) = fixed_resources(container) {
+        all.insert(FIXED_RESOURCES.into(), fixed);
+    }
     if let Some(grace) = pod::spec(pod).and_then(|s| s.termination_grace_period_seconds) {
         all.insert(POD_GRACE.into(), grace.to_string());
     }
@@ -64,6 +70,18 @@ pub fn container_annotations(pod: &Pod, container: &Container, restarts: i32) ->
         all.insert(CONTAINER_PORTS.into(), ports);
     }
     all
+}
+
+/// Requests and limits of the resources whose resize policy is to restart; `None` when there are none.
+pub fn fixed_resources(container: &Container) -> Option<String> {
+    let policies = container.resize_policy.iter().flatten().filter(|p| p.restart_policy == "RestartContainer");
+    let amounts = |name: &str| {
+        let resources = container.resources.as_ref();
+        let of = |list: Option<&BTreeMap<String, Quantity>>| list.and_then(|l| l.get(name)).map(|q| q.0.clone());
+        (of(resources.and_then(|r| r.requests.as_ref())), of(resources.and_then(|r| r.limits.as_ref())))
+    };
+    let fixed: BTreeMap<&str, _> = policies.map(|p| (p.resource_name.as_str(), amounts(&p.resource_name))).collect();
+    (!fixed.is_empty()).then(|| serde_json::json!(fixed).to_string())
 }
 
 /// Changes when the container must be made anew. Only the name and the image count: all else is immutable or applied in

@@ -36,6 +36,10 @@ impl Seen {
         &self.status.id
     }
 
+    pub fn fixed_resources(&self) -> Option<&str> {
+        self.status.annotations.get(labels::FIXED_RESOURCES).map(String::as_str)
+    }
+
     pub fn hash(&self) -> Option<&str> {
         self.status.annotations.get(labels::CONTAINER_HASH).map(String::as_str)
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use mussel_cri::v1::ContainerState;
 
-use crate::labels::container_hash;
+use crate::labels::{container_hash, fixed_resources};
 use crate::observed::{Observed, Seen};
 use crate::pod;
 
@@ -210,6 +210,8 @@ fn must_go(container: &Container, seen: &Seen, health: &dyn Health) -> Option<Ki
     let name = &container.name;
     let (message, why) = if seen.hash().is_some_and(|h| h != container_hash(container)) {
         (format!("Container {name} definition changed"), Why::Changed)
+    } else if seen.fixed_resources().is_some_and(|fixed| fixed_resources(container).as_deref() != Some(fixed)) {
+        (format!("Container {name} resize requires restart"), Why::Changed)
     } else if health.liveness_failed(seen.id()) {
         (format!("Container {name} failed liveness probe"), Why::Liveness)
     } else if health.startup_failed(seen.id()) {

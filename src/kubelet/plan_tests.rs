@@ -172,3 +172,23 @@ fn restart_rules_come_before_the_policy() {
     assert!(restart_after_exit(&pod, &container, 42));
     assert!(!restart_after_exit(&pod, &container, 1));
 }
+
+#[test]
+fn a_resize_restarts_only_where_the_policy_says_so() {
+    let sized = |memory: &str, cpu: &str| -> Pod {
+        serde_json::from_value(json!({"spec": {"containers": [{"name": "a", "image": "x",
+            "resources": {"requests": {"memory": memory, "cpu": cpu}}, "resizePolicy": [
+                {"resourceName": "memory", "restartPolicy": "RestartContainer"},
+                {"resourceName": "cpu", "restartPolicy": "NotRequired"}]}]}}))
+        .unwrap()
+    };
+    let before = sized("64Mi", "100m");
+    let mut observed = seen(&before, "a=running");
+    let fixed = labels::fixed_resources(&pod::containers(&before)[0]).unwrap();
+    observed.containers[0].status.annotations.insert(labels::FIXED_RESOURCES.to_owned(), fixed);
+    for (pod, expected) in
+        [(sized("64Mi", "100m"), ""), (sized("64Mi", "200m"), ""), (sized("128Mi", "100m"), "kill-a start-0")]
+    {
+        assert_eq!(show(&plan(&pod, &observed, &Probes::default())), expected);
+    }
+}

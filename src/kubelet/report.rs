@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::pod;
 use crate::shared::Shared;
+use crate::status::RESIZING;
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -235,6 +236,12 @@ fn patch(known: &PodStatus, wanted: &PodStatus) -> Option<Value> {
             Some(value)
         })
         .collect();
+    let gone =
+        |b: &&PodCondition| b.type_ == RESIZING && !wanted.conditions.iter().flatten().any(|c| c.type_ == RESIZING);
+    let conditions: Vec<Value> = conditions
+        .into_iter()
+        .chain(before.iter().filter(gone).map(|b| json!({"type": b.type_, "$patch": "delete"})))
+        .collect();
     if !conditions.is_empty() {
         change.insert("conditions".into(), Value::Array(conditions));
     }
@@ -274,6 +281,17 @@ mod tests {
         assert_eq!(patch(&known, &ours), None);
         notice(&mut known, &pod("False"));
         assert_eq!(patch(&known, &ours).unwrap(), json!({"conditions": [{"type": "Ready", "status": "True"}]}));
+    }
+
+    #[test]
+    fn the_end_of_a_resize_takes_its_condition_away() {
+        let status = |value: Value| serde_json::from_value::<PodStatus>(value).unwrap();
+        let old =
+            status(json!({"conditions": [{"type": RESIZING, "status": "True"}, {"type": "Other", "status": "True"}]}));
+        assert_eq!(
+            patch(&old, &status(json!({}))).unwrap(),
+            json!({"conditions": [{"type": RESIZING, "$patch": "delete"}]})
+        );
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+    VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use mussel_cri::v1;
@@ -17,8 +18,18 @@ use crate::plan::{Health, restart_after_exit, should_restart};
 use crate::{pod, resources};
 
 /// The conditions that the kubelet sets; all others belong to others.
-pub const OWN_CONDITIONS: [&str; 6] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", "DisruptionTarget"];
+pub const OWN_CONDITIONS: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "DisruptionTarget",
+    RESIZING,
+];
+
+/// Some container does not have yet what the spec gives it. Taken away, not set to false, when all have it.
+pub const RESIZING: &str = "PodResizeInProgress";
 
 /// What a container waits for, in the words of its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +60,8 @@ pub struct Inputs<'a> {
     pub runtime_name: &'a str,
     /// What the container left in its termination message file or, if it asked for that, its log.
     pub message: &'a dyn Fn(&Container, &Seen) -> Option<String>,
+    /// What a running container really has, where that is known.
+    pub actual: &'a dyn Fn(&Seen) -> Option<ResourceRequirements>,
     /// The pod is ending and its containers will not be started again.
     pub ending: bool,
     pub now: Timestamp,
@@ -261,7 +274,7 @@ fn from_seen(
         status.started = None;
     }
     if running && kind != Kind::Ephemeral {
-        status.resources = Some(container.resources.clone().unwrap_or_default());
+        status.resources = (inputs.actual)(seen).or_else(|| Some(container.resources.clone().unwrap_or_default()));
         status.allocated_resources =
             container.resources.as_ref().and_then(|r| r.requests.clone()).filter(|r| !r.is_empty());
     }
@@ -443,6 +456,9 @@ fn conditions(inputs: &Inputs, status: &mut PodStatus) {
     if let Some(verdict) = inputs.verdict.filter(|v| v.disruption) {
         own.push(("DisruptionTarget", (true, "TerminationByKubelet", verdict.message.clone())));
     }
+    if !inputs.ending && resizing(inputs, status) {
+        own.push((RESIZING, (true, "", String::new())));
+    }
     let mut conditions = Vec::new();
     for (type_, (is, reason, message)) in own {
         let is = if is { "True" } else { "False" };
@@ -459,6 +475,16 @@ fn conditions(inputs: &Inputs, status: &mut PodStatus) {
         });
     }
     status.conditions = Some(conditions);
+}
+
+fn resizing(inputs: &Inputs, status: &PodStatus) -> bool {
+    let pod = inputs.pod;
+    let regular = pod::containers(pod).iter().zip(status.container_statuses.iter().flatten());
+    let inits = pod::init_containers(pod).iter().zip(status.init_container_statuses.iter().flatten());
+    regular.chain(inits.filter(|(c, _)| pod::is_sidecar(c))).any(|(container, status)| {
+        let running = state_of(status) == State::Running;
+        running && status.resources.as_ref() != Some(&container.resources.clone().unwrap_or_default())
+    })
 }
 
 /// Readiness gates: conditions that others set.

@@ -75,6 +75,7 @@ fn run(pod: &Pod, observed: &Observed, waiting: &[(&str, &str)], ending: bool, v
         host_ips: &["192.0.2.1".to_owned()],
         runtime_name: "mussel",
         message: &|_, _| None,
+        actual: &|_| None,
         ending,
         now: Timestamp::from_second(1_700_000_100).unwrap(),
     })

@@ -6,11 +6,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use mussel_api::claim::{annotation, is_bound};
 use mussel_client::informer::{Change, Informer};
 use serde_json::json;
 
 use crate::report::names;
-use crate::volumes::{Step, annotation, is_bound};
+use crate::volumes::Step;
 
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// As upstream. A provisioner may have to make a disk.

@@ -20,7 +20,7 @@ impl Plugin for LimitRanger {
         for range in ranges(attributes) {
             for item in items(&range, "Container") {
                 for list in ["containers", "initContainers"] {
-                    for container in object["spec"][list].as_array_mut().into_iter().flatten() {
+                    for container in object["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
                         fill(container, "limits", &item["default"]);
                         fill(container, "requests", &item["defaultRequest"]);
                     }

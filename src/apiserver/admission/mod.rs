@@ -18,6 +18,7 @@ mod taint_nodes;
 mod tolerations;
 
 use mussel_api::resource::Resource;
+use mussel_store::Txn;
 use serde_json::Value;
 
 use crate::config::Config;
@@ -76,6 +77,11 @@ pub trait Plugin: Send + Sync {
     fn validate(&self, _attributes: &Attributes<'_>, _object: Option<&Value>) -> Result<(), Status> {
         Ok(())
     }
+
+    /// Takes what a new object needs of something that is shared, in the transaction that creates it.
+    fn reserve(&self, _attributes: &Attributes<'_>, _object: &Value, _txn: &mut Txn) -> Result<(), Status> {
+        Ok(())
+    }
 }
 
 /// The plugins, in the order they run.
@@ -109,6 +115,13 @@ impl Chain {
     pub async fn mutate(&self, attributes: &Attributes<'_>, object: &mut Value) -> Result<(), Status> {
         for plugin in &self.plugins {
             plugin.mutate(attributes, object)?;
+        }
+        Ok(())
+    }
+
+    pub fn reserve(&self, attributes: &Attributes<'_>, object: &Value, txn: &mut Txn) -> Result<(), Status> {
+        for plugin in &self.plugins {
+            plugin.reserve(attributes, object, txn)?;
         }
         Ok(())
     }

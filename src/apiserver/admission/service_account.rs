@@ -104,7 +104,8 @@ fn mount_token(spec: &mut Value) {
     let volume = existing.clone().unwrap_or_else(|| format!("{VOLUME_PREFIX}{}", names::suffix(5)));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        // By `get_mut`: indexing would leave a null where there is no such list.
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             let mounts = &mut container["volumeMounts"];
             if !mounts.is_array() {
                 *mounts = json!([]);

@@ -7,11 +7,12 @@ use mussel_store::{Freshness, Txn};
 use serde_json::{Value, json};
 
 use super::body::{self, Expected};
-use super::call::{Call, definition};
+use super::call::{Call, Current, definition};
 use super::delete::remove;
 use super::negotiate;
 use super::options::{DeleteOptions, WriteOptions};
-use super::write::now;
+use super::strategy::pods::set_condition;
+use super::write::{ATTEMPTS_MAX, now};
 use crate::handler::Response;
 use crate::status::Status;
 
@@ -79,9 +80,32 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
             break;
         }
     }
+    if !delete.dry_run {
+        mark(call, name, &delete).await?;
+    }
     remove(call, name, &delete).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     negotiate::respond(StatusCode::CREATED, call.form, &status)
+}
+
+/// Says in the Pod's status that it does not end by itself, so that a Job's failure policy can tell.
+async fn mark(call: &Call<'_>, name: &str, delete: &DeleteOptions) -> Result<(), Status> {
+    for _ in 0..ATTEMPTS_MAX {
+        let view = call.view(Freshness::Linearizable).await?;
+        let Current { object: mut pod, revision } = call.find(&view, name)?.ok_or_else(|| call.not_found(name))?;
+        let another = delete.uid.as_deref().is_some_and(|uid| uid != pod.uid());
+        if another || pod.is_deleting() || matches!(pod.str_at("status.phase"), "Succeeded" | "Failed") {
+            // The deletion itself says what is wrong, if anything.
+            return Ok(());
+        }
+        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting", "lastTransitionTime": now(), "observedGeneration": pod.generation()});
+        set_condition(&mut pod, condition);
+        if call.replace(name, revision, &pod, Txn::default()).await?.is_some() {
+            return Ok(());
+        }
+    }
+    Err(call.server_timeout("evict"))
 }
 
 /// Pods that are over, were never run or are going anyway do not count.

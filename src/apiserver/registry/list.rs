@@ -26,18 +26,25 @@ const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to di
     of the results. Continuing with the provided token results in an inconsistent list - objects that were created, \
     modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
+/// How long a list may be read page by page at its first page's revision; upstream's interval of compaction. A quiet
+/// cluster could keep the revision for days, but clients are to meet the end of it here as they would elsewhere.
+const PAGES_MAX: Duration = Duration::from_secs(300);
+
 /// Where the next page starts. `rv` is -1 in a token that goes on with whatever is newest.
 #[derive(Serialize, Deserialize)]
 struct Continue {
     rv: i64,
     start: String,
+    /// When the first page was read, in seconds since 1970.
+    #[serde(default)]
+    since: i64,
 }
 
 pub async fn list(call: &Call<'_>) -> Result<Response, Status> {
     let options = ListOptions::of(&call.request.query, false)?;
     let selection = Selection::new(&call.resource, &options)?;
     let prefix = key::prefix(&call.stored_as, &call.namespace);
-    let (snapshot, start) = start(call, &options, &prefix).await?;
+    let (snapshot, start, since) = start(call, &options, &prefix).await?;
 
     // A field selector on a name in one namespace is a lookup.
     if let Some(name) = options.name.as_deref().filter(|_| !call.resource.namespaced || !call.namespace.is_empty()) {
@@ -89,7 +96,7 @@ pub async fn list(call: &Call<'_>) -> Result<Response, Status> {
     }
     if let Some(next) = next {
         let rest = next.strip_prefix(&prefix[..]).unwrap_or_default();
-        page.next = Some(encode_continue(snapshot.revision().0, rest)?);
+        page.next = Some(encode_continue(snapshot.revision().0, rest, since)?);
         if options.selects_all() {
             page.remaining = Some(snapshot.range(&prefix, &next).count());
         }
@@ -153,17 +160,22 @@ fn push_item(out: &mut Vec<u8>, stored: &[u8], revision: u64) {
     }
 }
 
-/// The snapshot to read from and the key to start at.
-async fn start(call: &Call<'_>, options: &ListOptions, prefix: &[u8]) -> Result<(Snapshot, Vec<u8>), Status> {
+/// The snapshot to read from, the key to start at, and when the first page was read.
+type Start = (Snapshot, Vec<u8>, i64);
+
+async fn start(call: &Call<'_>, options: &ListOptions, prefix: &[u8]) -> Result<Start, Status> {
     let store = &call.context.store;
     if let Some(token) = &options.continue_token {
         let token = decode_continue(token)?;
         let start = [prefix, token.start.as_bytes()].concat();
         let Ok(revision) = u64::try_from(token.rv) else {
-            return Ok((store.snapshot(Freshness::Linearizable).await?, start));
+            return Ok((store.snapshot(Freshness::Linearizable).await?, start, now_seconds()));
         };
+        if token.is_expired(now_seconds()) {
+            return Err(continue_expired(token)?);
+        }
         return match store.snapshot_at(Revision(revision)) {
-            Ok(snapshot) => Ok((snapshot, start)),
+            Ok(snapshot) => Ok((snapshot, start, token.since)),
             Err(ReadError::Compacted { .. }) => Err(continue_expired(token)?),
             Err(error) => Err(error.into()),
         };
@@ -180,7 +192,7 @@ async fn start(call: &Call<'_>, options: &ListOptions, prefix: &[u8]) -> Result<
             store.snapshot(Freshness::Local).await?
         }
     };
-    Ok((snapshot, start))
+    Ok((snapshot, start, now_seconds()))
 }
 
 fn exactly(context: &Context, revision: u64) -> Result<Snapshot, Status> {
@@ -201,9 +213,19 @@ pub async fn reach(context: &Context, revision: Revision) -> Result<(), Status> 
     }
 }
 
-fn encode_continue(revision: u64, start: &[u8]) -> Result<String, Status> {
+impl Continue {
+    fn is_expired(&self, now: i64) -> bool {
+        now.saturating_sub(self.since).unsigned_abs() > PAGES_MAX.as_secs()
+    }
+}
+
+fn now_seconds() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+fn encode_continue(revision: u64, start: &[u8], since: i64) -> Result<String, Status> {
     let rv = i64::try_from(revision).map_err(Status::internal)?;
-    let token = Continue { rv, start: String::from_utf8_lossy(start).into_owned() };
+    let token = Continue { rv, start: String::from_utf8_lossy(start).into_owned(), since };
     Ok(URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).map_err(Status::internal)?))
 }
 
@@ -221,7 +243,26 @@ fn decode_continue(token: &str) -> Result<Continue, Status> {
 
 /// 410 with a token that goes on, inconsistently, from where the old one was.
 fn continue_expired(token: Continue) -> Result<Status, Status> {
-    let token = Continue { rv: -1, start: token.start };
+    let token = Continue { rv: -1, ..token };
     let token = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).map_err(Status::internal)?);
     Ok(Status::expired(CONTINUE_EXPIRED).with_continue(token))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_served_for_a_while_and_then_go_on_inconsistently() {
+        let text = encode_continue(7, b"default/a", 1000).unwrap();
+        let token = decode_continue(&text).unwrap();
+        assert_eq!((token.rv, token.start.as_str()), (7, "default/a"));
+        assert!(!token.is_expired(1300) && token.is_expired(1301));
+        let status = continue_expired(token).unwrap();
+        assert_eq!((status.code, status.reason), (410, "Expired"));
+        let next = status.to_value()["metadata"]["continue"].as_str().unwrap().to_owned();
+        let next = decode_continue(&next).unwrap();
+        assert_eq!((next.rv, next.start.as_str()), (-1, "default/a"));
+        assert!(decode_continue("bm90IGpzb24").is_err());
+    }
 }

@@ -31,8 +31,6 @@ pub mod view;
 mod watch;
 mod write;
 
-pub use self::strategy::pods::qos_class;
-
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -53,6 +51,8 @@ pub struct Registry {
     context: Arc<Context>,
     admission: Chain,
     events: Arc<shared::SharedEvents>,
+    /// Held by creations that take something of which there is only so much: addresses, ports, quota.
+    reservations: tokio::sync::Mutex<()>,
     /// Schemas of what was asked for so far, by definition name.
     schemas: RwLock<HashMap<String, Schema>>,
 }
@@ -60,7 +60,13 @@ pub struct Registry {
 impl Registry {
     pub fn new(context: Arc<Context>) -> Self {
         let admission = Chain::new(&context.config);
-        Self { context, admission, events: Arc::default(), schemas: RwLock::default() }
+        Self {
+            context,
+            admission,
+            events: Arc::default(),
+            reservations: Default::default(),
+            schemas: RwLock::default(),
+        }
     }
 
     /// Writes the objects that every cluster has. Called once, before `/readyz` turns green.

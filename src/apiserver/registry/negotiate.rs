@@ -43,7 +43,8 @@ impl Form {
     }
 }
 
-const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
+/// The media types that there are answers in.
+pub const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
 
 /// Picks the first form of the `Accept` header, by weight, that we can answer in.
 pub fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Form, Status> {

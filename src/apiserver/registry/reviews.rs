@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::Registry;
 use super::body::{self, Expected};
 use super::call::Call;
-use super::negotiate::{self, Form};
+use super::negotiate::{self, Shape};
 use super::options::WriteOptions;
 use super::write::now;
 use crate::authz::Attributes;
@@ -44,7 +44,10 @@ impl Review {
 
     pub async fn answer(self, registry: &Registry, resource: &Resource, request: &Request) -> Result<Response, Status> {
         let form = negotiate::negotiate(&request.headers, &request.query)?;
-        let form = Form { shape: negotiate::Shape::Object, ..form };
+        // There is nothing to see in a review but itself.
+        if form.shape != Shape::Object {
+            return Err(Status::not_acceptable(&negotiate::ACCEPTED));
+        }
         let options = WriteOptions::of(request, "CreateOptions")?;
         let format = body::format(&request.headers)?;
         let schema = registry.schema(resource)?;

@@ -17,7 +17,7 @@ use crate::admission::{self, Attributes};
 use crate::status::Status;
 
 /// How often a write is tried again after another one got between its read and its commit.
-const ATTEMPTS_MAX: usize = 16;
+pub const ATTEMPTS_MAX: usize = 16;
 
 /// How many names are made up before giving up; upstream's number.
 const NAMES_MAX: usize = 8;
@@ -187,6 +187,7 @@ impl Call<'_> {
     }
 
     async fn create_named(&self, object: Value, tracked: bool, options: &WriteOptions) -> Result<Value, Status> {
+        let mut in_turn = None;
         for _ in 0..ATTEMPTS_MAX {
             let mut new = object.clone();
             let view = self.view(Freshness::Linearizable).await?;
@@ -254,6 +255,13 @@ impl Call<'_> {
 
             if options.dry_run {
                 return Ok(new);
+            }
+            self.registry.admission.reserve(&attributes, &new, &mut txn)?;
+            if txn.preconditions.len() > 1 && in_turn.is_none() {
+                // What is to be taken is shared. Taken in turn, on the newest state, it is taken at the first try; only
+                // other servers can still be faster.
+                in_turn = Some(self.registry.reservations.lock().await);
+                continue;
             }
             txn.puts.push((key, self.encode(&new)));
             match self.context.store.commit(txn).await {

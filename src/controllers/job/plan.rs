@@ -21,6 +21,8 @@ pub struct Counts {
     pub active: i32,
     pub succeeded: i32,
     pub failed: i32,
+    /// Indexes that have failed for good.
+    pub failed_indexes: i32,
     /// Restarts of containers in Pods that are kept, for `restartPolicy: OnFailure`.
     pub restarts: i32,
 }
@@ -33,6 +35,9 @@ pub fn verdict(spec: &JobSpec, counts: &Counts, completed: &BTreeSet<i32>, age: 
     let failed = |reason, message: &str| Some(Verdict::Failed { reason, message: message.to_owned() });
     if counts.failed > limit || too_many_restarts {
         return failed("BackoffLimitExceeded", "Job has reached the specified backoff limit");
+    }
+    if spec.max_failed_indexes.is_some_and(|max| counts.failed_indexes > max) {
+        return failed("MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes");
     }
     if let (Some(deadline), Some(age)) = (spec.active_deadline_seconds, age)
         && age >= Duration::from_secs(u64::try_from(deadline).unwrap_or(0))
@@ -53,6 +58,10 @@ pub fn verdict(spec: &JobSpec, counts: &Counts, completed: &BTreeSet<i32>, age: 
                 return Some(Verdict::Succeeded { reason: "SuccessPolicy", message });
             }
         }
+    }
+    let ended = counts.succeeded.saturating_add(counts.failed_indexes);
+    if counts.failed_indexes > 0 && spec.completions.is_some_and(|completions| ended >= completions) {
+        return failed("FailedIndexes", "Job has failed indexes");
     }
     let complete = match spec.completions {
         None => counts.succeeded > 0 && counts.active == 0,
@@ -75,7 +84,7 @@ pub fn wanted_active(spec: &JobSpec, counts: &Counts) -> i32 {
     match spec.completions {
         None if counts.succeeded > 0 => counts.active.min(parallelism),
         None => parallelism,
-        Some(completions) => (completions - counts.succeeded).clamp(0, parallelism.max(0)),
+        Some(completions) => (completions - counts.succeeded - counts.failed_indexes).clamp(0, parallelism.max(0)),
     }
 }
 
@@ -92,6 +101,7 @@ pub fn back_off(consecutive_failures: u32) -> Duration {
 pub enum FailureAction {
     Count,
     Ignore,
+    FailIndex,
     FailJob(String),
 }
 
@@ -103,6 +113,7 @@ pub fn failure_action(spec: &JobSpec, pod: &Pod) -> FailureAction {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         return match rule.action.as_str() {
             "Ignore" => FailureAction::Ignore,
+            "FailIndex" => FailureAction::FailIndex,
             "FailJob" => FailureAction::FailJob(
                 why.replace("{pod}", &format!("pod {namespace}/{name}")).replace("{rule}", &index.to_string()),
             ),
@@ -186,7 +197,7 @@ mod tests {
     }
 
     fn counts(active: i32, succeeded: i32, failed: i32) -> Counts {
-        Counts { active, succeeded, failed, restarts: 0 }
+        Counts { active, succeeded, failed, failed_indexes: 0, restarts: 0 }
     }
 
     #[test]
@@ -207,6 +218,23 @@ mod tests {
             });
             assert_eq!(reason, expected, "{spec_json} {counts:?}");
         }
+    }
+
+    #[test]
+    fn failed_indexes_fail_the_job_at_the_end_or_when_there_are_too_many() {
+        let none = BTreeSet::new();
+        let reason = |extra: serde_json::Value, succeeded, failed_indexes| {
+            let counts = Counts { failed_indexes, ..counts(0, succeeded, failed_indexes) };
+            match verdict(&spec(extra), &counts, &none, None) {
+                Some(Verdict::Failed { reason, .. }) => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        let indexed = json!({"completionMode": "Indexed", "completions": 4, "backoffLimit": i32::MAX});
+        assert_eq!(reason(indexed.clone(), 2, 2), "FailedIndexes");
+        let mut bounded = indexed;
+        bounded["maxFailedIndexes"] = json!(1);
+        assert_eq!(reason(bounded, 0, 2), "MaxFailedIndexesExceeded");
     }
 
     #[test]

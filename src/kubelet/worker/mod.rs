@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceRequirements};
 use mussel_client::EventType;
 use mussel_cri::v1;
 use tokio::sync::{Notify, watch};
@@ -35,6 +35,12 @@ enum Stage {
     Sync,
     Ending,
     Ended,
+}
+
+/// What a container was given.
+struct Applied {
+    cri: v1::LinuxContainerResources,
+    spec: ResourceRequirements,
 }
 
 pub struct Worker {
@@ -59,7 +65,7 @@ pub struct Worker {
     /// Containers whose preStop hook has run.
     pre_stopped: Arc<Mutex<HashSet<String>>>,
     /// Resources as last applied, by container id.
-    applied: HashMap<String, v1::LinuxContainerResources>,
+    applied: HashMap<String, Applied>,
     /// Last words of dead containers, by id, read once.
     messages: Mutex<HashMap<String, Option<String>>>,
 }
@@ -208,6 +214,7 @@ impl Worker {
     async fn observe(&mut self, pod: &Arc<Pod>) -> Option<Observed> {
         match Observed::of_pod(&self.shared.cri, &self.uid).await {
             Ok(observed) => {
+                self.applied.retain(|id, _| observed.running().any(|s| s.id() == id));
                 self.track(pod, &observed);
                 Some(observed)
             }
@@ -263,6 +270,7 @@ impl Worker {
             host_ips: &host_ips,
             runtime_name: self.shared.runtime_name(),
             message: &|container, seen| self.last_words(container, seen),
+            actual: &|seen| self.applied.get(seen.id()).map(|applied| applied.spec.clone()),
             ending,
             now: Timestamp::now(),
         });
@@ -385,13 +393,14 @@ impl Worker {
         if !idle {
             tracing::debug!(pod = %pod::full(pod), ?plan, "plan");
         }
+        let stopped: Vec<String> = plan.kill.keys().cloned().collect();
         if !self.execute(pod, &observed, &volumes, plan).await {
             self.retry();
         } else if set_up {
             self.failures = 0;
         }
-        self.apply_resources(pod, &observed).await;
-        if idle {
+        let resized = self.apply_resources(pod, &observed, &stopped).await;
+        if idle && !resized {
             return None;
         }
         let observed = self.observe(pod).await?;

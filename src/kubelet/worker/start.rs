@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use mussel_client::EventType;
 use mussel_cri::v1;
 
-use super::Worker;
+use super::{Applied, Worker};
 use crate::backoff::go_duration;
 use crate::container::{self, Making};
 use crate::cri::CriError;
@@ -117,7 +117,8 @@ impl Worker {
         if let Err(error) = self.shared.cri.start_container(&id).await {
             return Err(self.not_started(&start, &error));
         }
-        self.applied.insert(id.clone(), resources);
+        let spec = start.container.resources.clone().unwrap_or_default();
+        self.applied.insert(id.clone(), Applied { cri: resources, spec });
         self.container_event(&start, EventType::Normal, "Started", "Container started".into());
         self.post_start(&start, &id).await
     }
@@ -254,28 +255,42 @@ impl Worker {
         Err(failure("PostStartHookError", text))
     }
 
-    /// Changed requests and limits reach containers that run, without a restart.
-    pub(super) async fn apply_resources(&mut self, pod: &Arc<Pod>, observed: &Observed) {
+    /// Changed requests and limits reach containers that run, without a restart; `stopped` do not run any more. Says
+    /// whether any container got something else than it had.
+    pub(super) async fn apply_resources(&mut self, pod: &Arc<Pod>, observed: &Observed, stopped: &[String]) -> bool {
         let running: Vec<(String, String)> = observed.running().map(|s| (s.name.clone(), s.id().to_owned())).collect();
-        self.applied.retain(|id, _| running.iter().any(|(_, r)| r == id));
-        for (name, id) in running {
+        let mut resized = false;
+        for (name, id) in running.into_iter().filter(|(_, id)| !stopped.contains(id)) {
             let regular = pod::containers(pod).iter();
             let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c));
             let Some(container) = regular.chain(sidecars).find(|c| c.name == name) else { continue };
             let v2 = self.shared.cgroups.is_v2();
             let wanted = resources::container_resources(pod, container, self.shared.machine.memory, v2);
-            match self.applied.get(&id) {
+            let spec = container.resources.clone().unwrap_or_default();
+            match self.applied.get_mut(&id) {
                 None => {
-                    self.applied.insert(id, wanted);
+                    self.applied.insert(id, Applied { cri: wanted, spec });
                 }
-                Some(known) if *known == wanted => {}
+                Some(known) if known.cri == wanted => {
+                    resized |= known.spec != spec;
+                    known.spec = spec;
+                }
                 Some(_) => match self.shared.cri.update_resources(&id, wanted.clone()).await {
                     Ok(()) => {
-                        self.applied.insert(id, wanted);
+                        self.applied.insert(id, Applied { cri: wanted, spec });
+                        resized = true;
                     }
-                    Err(error) => tracing::warn!(%error, container = name, "cannot resize a container"),
+                    Err(error) => {
+                        tracing::warn!(%error, container = name, "cannot resize a container");
+                        self.retry();
+                    }
                 },
             }
         }
+        if resized && let Err(error) = self.shared.cgroups.ensure_pod(pod) {
+            // Again: the pod's own limits cannot go below those that its containers had.
+            tracing::warn!(%error, pod = %pod::full(pod), "cannot resize the pod's cgroup");
+        }
+        resized
     }
 }

@@ -11,6 +11,8 @@ mod simple;
 
 pub use services::ip_address;
 
+use std::collections::BTreeMap;
+
 use futures::future::BoxFuture;
 use mussel_api::field::FieldErrors;
 use mussel_api::object::ObjectExt;
@@ -112,9 +114,9 @@ pub trait Rules: Sync {
     }
 }
 
-/// Anything but metadata and status differs.
+/// Anything but metadata and status differs; in which order it is written does not matter.
 pub fn changed_beside_metadata(new: &Value, old: &Value) -> bool {
-    let rest = |object: &Value| -> Vec<(String, Value)> {
+    let rest = |object: &Value| -> BTreeMap<String, Value> {
         let map = object.as_object().into_iter().flatten();
         map.filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status"))
             .map(|(key, value)| (key.clone(), value.clone()))
@@ -146,5 +148,19 @@ pub fn rules(stored_as: &str) -> &'static dyn Rules {
         | "mutatingwebhookconfigurations.admissionregistration.k8s.io"
         | "validatingwebhookconfigurations.admissionregistration.k8s.io" => &simple::Conditional,
         _ => &simple::Plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_fields_is_no_change() {
+        let parse = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+        let old = parse(r#"{"apiVersion": "v1", "kind": "Pod", "spec": {"a": 1, "b": 2}}"#);
+        let same = parse(r#"{"spec": {"b": 2, "a": 1}, "kind": "Pod", "apiVersion": "v1", "metadata": {}}"#);
+        let other = parse(r#"{"apiVersion": "v1", "kind": "Pod", "spec": {"a": 1, "b": 3}}"#);
+        assert!(!changed_beside_metadata(&same, &old) && changed_beside_metadata(&other, &old));
     }
 }

@@ -2,7 +2,7 @@
 
 use mussel_api::field::FieldErrors;
 use mussel_api::object::ObjectExt;
-use mussel_api::quantity::Quantity;
+use mussel_api::qos::qos_class;
 use serde_json::{Map, Value, json};
 
 use super::Rules;
@@ -55,42 +55,6 @@ impl Rules for Pods {
 
     fn returns_deleted(&self) -> bool {
         true
-    }
-}
-
-/// `Guaranteed`, `Burstable` or `BestEffort`, by the CPU and memory that containers ask for.
-pub fn qos_class(spec: &Value) -> &'static str {
-    const COUNTED: [&str; 2] = ["cpu", "memory"];
-    let amount = |list: &Value, name: &str| -> Option<Quantity> {
-        let quantity = Quantity::parse(list[name].as_str()?).ok()?;
-        (!quantity.is_zero()).then_some(quantity)
-    };
-    let mut any = false;
-    let mut guaranteed = true;
-    let mut look = |resources: &Value| {
-        for name in COUNTED {
-            let (request, limit) = (amount(&resources["requests"], name), amount(&resources["limits"], name));
-            any |= request.is_some() || limit.is_some();
-            guaranteed &= match (request, limit) {
-                (Some(request), Some(limit)) => request.to_nano() == limit.to_nano(),
-                (None, Some(_)) => true,
-                _ => false,
-            };
-        }
-    };
-    if spec["resources"].is_object() {
-        look(&spec["resources"]);
-    } else {
-        for list in ["initContainers", "containers"] {
-            for container in spec[list].as_array().into_iter().flatten() {
-                look(&container["resources"]);
-            }
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
     }
 }
 
@@ -149,7 +113,7 @@ impl Part for Resize {
                 .flatten()
                 .filter_map(|container| Some((container["name"].as_str()?.to_owned(), container.clone())))
                 .collect();
-            for container in new["spec"][list].as_array_mut().into_iter().flatten() {
+            for container in new["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
                 let Some(wanted) = container["name"].as_str().and_then(|name| by_name.get(name)) else { continue };
                 for field in ["resources", "resizePolicy"] {
                     set(container, field, wanted.get(field));
@@ -168,21 +132,5 @@ impl Part for Resize {
             errors.push(FieldError::invalid(&path, is, "Pod QOS Class may not change as a result of resizing"));
         }
         errors
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quality_of_service_follows_from_requests_and_limits() {
-        let class = |resources: Value| qos_class(&json!({"containers": [{"resources": resources}]}));
-        assert_eq!(class(json!({})), "BestEffort");
-        assert_eq!(class(json!({"requests": {"cpu": "1"}})), "Burstable");
-        let all = json!({"cpu": "1", "memory": "1Gi"});
-        assert_eq!(class(json!({"requests": all, "limits": {"cpu": "1000m", "memory": "1024Mi"}})), "Guaranteed");
-        assert_eq!(class(json!({"limits": all})), "Guaranteed");
-        assert_eq!(class(json!({"limits": {"cpu": "1"}})), "Burstable");
     }
 }

@@ -218,7 +218,7 @@ fn keep_allocated(new: &mut Value, old: &Value) {
             .flatten()
             .filter_map(|port| port["nodePort"].as_i64())
             .collect();
-        for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in new["spec"].get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
             if port["nodePort"].as_i64().unwrap_or(0) != 0 {
                 continue;
             }
@@ -238,7 +238,7 @@ fn keep_allocated(new: &mut Value, old: &Value) {
 fn drop_unused(new: &mut Value, old: &Value) {
     if keeps_node_ports(old) && !keeps_node_ports(new) {
         let before: BTreeSet<u16> = node_ports(old);
-        for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in new["spec"].get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
             let known =
                 port["nodePort"].as_u64().and_then(|p| u16::try_from(p).ok()).is_some_and(|p| before.contains(&p));
             if known {
@@ -358,7 +358,7 @@ fn reserve_ports(write: &Write<'_>, new: &mut Value, old: Option<&Value>, txn: &
     if needs_node_ports(new) {
         let range = write.call.context.config.node_port_range.clone();
         let mut by_port: Vec<(i64, String, u16)> = Vec::new();
-        for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in new["spec"].get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
             let (number, protocol) =
                 (port["port"].as_i64().unwrap_or(0), port["protocol"].as_str().unwrap_or("TCP").to_owned());
             let given = port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);

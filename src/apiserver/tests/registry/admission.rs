@@ -131,6 +131,22 @@ async fn quotas_count_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quota_holds_against_many_at_once() {
+    let cluster = Cluster::start().await;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"pods": "3"}}});
+    cluster.post(quotas, quota).await.ok();
+    let names: Vec<String> = (0..40).map(|n| format!("p{n}")).collect();
+    let answers = futures::future::join_all(names.iter().map(|name| cluster.post(PODS, pod(name)))).await;
+    let mut codes: Vec<u16> = answers.iter().map(|answer| answer.code).collect();
+    codes.sort_unstable();
+    assert_eq!((&codes[..4], codes[39]), (&[201, 201, 201, 403][..], 403));
+    // What is taken shows in the status at once.
+    let status = cluster.get(&format!("{quotas}/q")).await.ok()["status"].clone();
+    assert_eq!(status, json!({"hard": {"pods": "3"}, "used": {"pods": "3"}}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn namespaces_enforce_pod_security() {
     let cluster = Cluster::start().await;
     let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted"}}});

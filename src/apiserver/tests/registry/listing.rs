@@ -1,6 +1,6 @@
 //! LIST: pages, versions, selectors, tables.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{CONFIG_MAPS, Cluster, config_map};
 
@@ -115,4 +115,16 @@ async fn tables_and_metadata_are_other_forms_of_the_same() {
     let list = cluster.send("GET", CONFIG_MAPS, &accept, "").await.ok();
     assert_eq!((list["kind"].as_str(), names(&list)), (Some("PartialObjectMetadataList"), vec!["c00"]));
     assert!(list["items"][0]["data"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reviews_have_no_other_shape() {
+    let cluster = Cluster::start().await;
+    let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": {"nonResourceAttributes": {"path": "/", "verb": "get"}}});
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io"), ("content-type", "application/json")];
+    let (code, reason, _) = cluster.send("POST", path, &table, review.to_string()).await.refused();
+    assert_eq!((code, reason.as_str()), (406, "NotAcceptable"));
+    assert_eq!(cluster.post(path, review).await.ok()["status"]["allowed"], true);
 }

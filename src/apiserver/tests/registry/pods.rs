@@ -61,6 +61,21 @@ async fn status_is_changed_by_its_own_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_generation_counts_changes_of_the_spec() {
+    let cluster = Cluster::start().await;
+    let at = bound(&cluster, "p").await;
+    let mut pod = cluster.get(&at).await.ok();
+    assert_eq!(pod["metadata"]["generation"], 1);
+    pod["metadata"]["annotations"] = json!({"note": "x"});
+    let mut pod = cluster.put(&at, pod).await.ok();
+    assert_eq!(pod["metadata"]["generation"], 1);
+    pod["spec"]["activeDeadlineSeconds"] = 600.into();
+    assert_eq!(cluster.put(&at, pod).await.ok()["metadata"]["generation"], 2);
+    let going = cluster.delete(&at, Value::Null).await.ok();
+    assert_eq!(going["metadata"]["generation"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn deletion_is_graceful_once_a_pod_has_a_node() {
     let cluster = Cluster::start().await;
     cluster.post(PODS, pod("free")).await.ok();
@@ -97,7 +112,12 @@ async fn an_eviction_asks_the_budget() {
     assert_eq!(refused.body["details"]["causes"][0]["reason"], "DisruptionBudget");
     cluster.patch(&format!("{budgets}/b/status"), "merge", json!({"status": {"disruptionsAllowed": 1}})).await.ok();
     assert_eq!(cluster.post(&format!("{at}/eviction"), eviction).await.code, 201);
-    assert!(cluster.get(&at).await.ok()["metadata"]["deletionTimestamp"].is_string());
+    let pod = cluster.get(&at).await.ok();
+    assert!(pod["metadata"]["deletionTimestamp"].is_string());
+    // Jobs tell a disturbed Pod from one that failed by this.
+    let conditions = pod["status"]["conditions"].as_array().unwrap();
+    let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget").unwrap();
+    assert_eq!((target["status"].as_str(), target["reason"].as_str()), (Some("True"), Some("EvictionByEvictionAPI")));
     assert_eq!(cluster.get(&format!("{budgets}/b")).await.ok()["status"]["disruptionsAllowed"], 0);
 }
 
