@@ -56,7 +56,7 @@ pub fn running(args: &LocalArgs) -> Option<i32> {
                 "--data-dir" | "-d" => words.get(at + 1).copied(),
                 word => word.strip_prefix("--data-dir="),
             });
-            is_server && Path::new(dir.unwrap_or(super::args::DEFAULT_DATA_DIR)) == args.data_dir
+            is_node && Path::new(dir.unwrap_or(super::args::DEFAULT_DATA_DIR)) == args.data_dir
         })
         .map(|(pid, _)| pid)
 }
