@@ -7,7 +7,10 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 profile=${PROFILE:-release}
 target=${TARGET:-$(uname -m)-unknown-linux-gnu}
 dir=${CARGO_TARGET_DIR:-$root/target}
-if [ "${1:-}" = --print ]; then echo "$dir/$target/$profile/mussel"; exit 0; fi
+# Cargo's folder for the profile dev has another name.
+folder=$profile
+if [ "$profile" = dev ]; then folder=debug; fi
+if [ "${1:-}" = --print ]; then echo "$dir/$target/$folder/mussel"; exit 0; fi
 # Static and not position independent: the idle shims then share nearly all of their memory.
 # --target keeps these flags away from build scripts and procedural macros, which cannot be static.
 RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static ${RUSTFLAGS:-}" \

@@ -366,6 +366,7 @@ mod tests {
             hierarchies: Hierarchies::V2("/sys/fs/cgroup".into()),
             oom_score_adj_min: -10,
             seccomp: true,
+            device_filter: false,
             apparmor: false,
             device_filter: true,
         };
