@@ -537,11 +537,9 @@ pub(crate) async fn start(
         let members = std::collections::BTreeMap::from([(identity.member, own_record(&config))]);
         raft.initialize(members).await.map_err(|e| failed(e.to_string()))?;
     }
-    let lone = {
-        let metrics = raft.server_metrics();
-        let now = metrics.borrow_watched();
-        now.membership_config.voter_ids().eq([identity.member])
-    };
+    // Not from the metrics, which are a moment late.
+    let lone = raft.with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([identity.member]));
+    let lone = lone.await.map_err(|e| failed(e.to_string()))?;
     if lone {
         if !raft.is_leader() {
             raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
@@ -552,6 +550,11 @@ pub(crate) async fn start(
             .await
             .map_err(|e| failed(e.to_string()))?;
         raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|e| failed(e.to_string()))?;
+        // These are what the tasks below go by.
+        let mut group = raft.server_metrics();
+        while !(group.borrow_watched().state.is_leader() && group.borrow_watched().current_leader.is_some()) {
+            group.changed().await.map_err(|_| failed("it ended".to_string()))?;
+        }
     }
 
     let group = Arc::new(Group {
