@@ -56,16 +56,16 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct LocalArgs {
     /// Folder that holds all state
-    #[arg(short = 'd', long, env = "MUSSEL_DATA_DIR", default_value = DEFAULT_DATA_DIR, value_name = "DIR")]
+    #[arg(short = 'd', long, global = true, env = "MUSSEL_DATA_DIR", default_value = DEFAULT_DATA_DIR, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Folder for sockets and runtime state
-    #[arg(long, env = "MUSSEL_RUN_DIR", default_value = DEFAULT_RUN_DIR, value_name = "DIR")]
+    #[arg(long, global = true, env = "MUSSEL_RUN_DIR", default_value = DEFAULT_RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
     /// Control group under which pods run
-    #[arg(long, env = "MUSSEL_CGROUP_ROOT", default_value = "/", value_name = "PATH")]
+    #[arg(long, global = true, env = "MUSSEL_CGROUP_ROOT", default_value = "/", value_name = "PATH")]
     pub cgroup_root: String,
     /// Turn on debug logs
-    #[arg(long, env = "MUSSEL_DEBUG", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, global = true, env = "MUSSEL_DEBUG", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub debug: bool,
 }
 
@@ -632,6 +632,16 @@ mod tests {
         assert_eq!(duration("0"), Ok(Duration::ZERO));
         for wrong in ["", "5", "h", "1x", "-1h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_folders_may_be_named_before_and_after_a_tools_subcommand() {
+        for args in [["snapshot", "--data-dir=/x", "save"], ["etcd-snapshot", "save", "--data-dir=/x"]] {
+            match Cli::try_parse_from(["mussel"].iter().chain(&args)).unwrap().command {
+                Command::Snapshot(parsed) => assert_eq!(parsed.local.data_dir, PathBuf::from("/x"), "{args:?}"),
+                other => panic!("not a snapshot: {other:?}"),
+            }
         }
     }
 

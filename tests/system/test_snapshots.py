@@ -65,7 +65,7 @@ class Snapshots(lab.Case):
         refused = self.snapshot("save", "--name", "../../etc/passwd", check=False)
         self.assertEqual((refused.code, "may hold" in refused.err), (1, True))
 
-        status = json.loads(self.m.exec(lab.BINARY, "store", "status", *self.m.local(), "--output", "json").out)
+        status = json.loads(self.m.exec(lab.BINARY, "store", *self.m.local(), "status", "--output", "json").out)
         self.assertTrue(status["leader"] and status["revision"] > 0 and status["writeError"] is None)
         self.m.stop()
         gone = self.snapshot("save", check=False)
