@@ -2,6 +2,7 @@
 # Installs mussel on this machine and starts it. Run it again to upgrade or to change the flags.
 #
 #   sudo ./install.sh [server flags]           from a checkout (builds) or from an unpacked release (does not)
+#   sudo ./install.sh agent --server https://first:6443 --token K10...       a node of a cluster that exists
 #
 # Environment, all optional:
 #   INSTALL_MUSSEL_EXEC          command and flags for the service, as the arguments of this script
@@ -9,7 +10,7 @@
 #   INSTALL_MUSSEL_BIN_DIR       where binary and scripts go              (/usr/local/bin)
 #   INSTALL_MUSSEL_SYSTEMD_DIR   where the unit goes                      (/etc/systemd/system)
 #   INSTALL_MUSSEL_NAME          service name becomes mussel-<name>       (mussel)
-#   INSTALL_MUSSEL_SKIP_DEPS     true: install no packages
+#   INSTALL_MUSSEL_SKIP_DEPS     true: install no packages and no Rust
 #   INSTALL_MUSSEL_SKIP_ENABLE   true: write everything, enable and start nothing
 #   INSTALL_MUSSEL_SKIP_START    true: enable, but do not start
 #   INSTALL_MUSSEL_FORCE_RESTART true: restart even if nothing changed
@@ -31,12 +32,13 @@ have() { command -v "$1" >/dev/null 2>&1; }
 [ "$(id -u)" = 0 ] || fail "must be root: sudo $0 $*"
 case "$SERVICE" in *[!a-zA-Z0-9._-]*) fail "INSTALL_MUSSEL_NAME may hold letters, digits, dots, dashes and underscores" ;; esac
 
-# The first word is the command, unless it is a flag.
+# The first word is the command, unless it is a flag; without one, MUSSEL_URL makes this machine an agent.
+# shellcheck disable=SC2086
 set -- ${INSTALL_MUSSEL_EXEC:-} "$@"
 case "${1:-}" in
-    server) shift; COMMAND=server ;;
-    "" | -*) COMMAND=server ;;
-    *) fail "unknown command $1; the first argument is 'server' or a flag" ;;
+    server | agent) COMMAND=$1; shift ;;
+    "" | -*) COMMAND=server; [ -z "${MUSSEL_URL:-}" ] || COMMAND=agent ;;
+    *) fail "unknown command $1; the first argument is 'server', 'agent' or a flag" ;;
 esac
 
 # Quotes each argument so that it survives both systemd's and the shell's reading.
@@ -64,24 +66,29 @@ if [ -d /run/systemd/system ] && have systemctl; then INIT=systemd; else INIT=no
 
 # --- what it needs ----------------------------------------------------------------------------------------------------
 
-packages() {
-    [ "${INSTALL_MUSSEL_SKIP_DEPS:-}" = true ] && return 0
-    missing=
-    have iptables-restore || missing="$missing iptables"
-    have modprobe || missing="$missing kmod"
-    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || missing="$missing ca-certificates"
-    [ -n "$missing" ] || return 0
-    info "installing$missing"
+get_packages() {
+    if [ "${INSTALL_MUSSEL_SKIP_DEPS:-}" = true ]; then fail "missing: $*; install them, or do not set INSTALL_MUSSEL_SKIP_DEPS"; fi
+    info "installing $*"
     if have apt-get; then
         export DEBIAN_FRONTEND=noninteractive
-        # shellcheck disable=SC2086
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >/dev/null ||
-            fail "apt-get could not install$missing; install them by hand, or set INSTALL_MUSSEL_SKIP_DEPS=true"
-    elif have dnf; then dnf install -y -q $missing
-    elif have zypper; then zypper -q install -y $missing
-    elif have apk; then apk add -q $missing
-    elif have pacman; then pacman -S --noconfirm --needed $missing
-    else fail "no package manager that I know; install$missing by hand"; fi
+        set -- apt-get install -y -qq --no-install-recommends "$@"
+        apt-get update -qq >/dev/null || warn "apt-get update failed; going on with the package lists that are there"
+    elif have dnf; then set -- dnf install -y -q "$@"
+    elif have zypper; then set -- zypper -q install -y "$@"
+    elif have apk; then set -- apk add -q "$@"
+    elif have pacman; then set -- pacman -S --noconfirm --needed "$@"
+    else fail "no package manager that I know; install $* by hand"; fi
+    said=$("$@" 2>&1 >/dev/null) || fail "could not install packages: $(printf %s "$said" | tail -n 1); install them by hand: $*"
+}
+
+packages() {
+    set --
+    have iptables-restore || set -- "$@" iptables
+    have modprobe || set -- "$@" kmod
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || [ -e /etc/ssl/ca-bundle.pem ] ||
+        set -- "$@" ca-certificates
+    if [ $# = 0 ] || [ "${INSTALL_MUSSEL_SKIP_DEPS:-}" = true ]; then return 0; fi
+    get_packages "$@"
 }
 
 kernel() {
@@ -108,23 +115,45 @@ kernel() {
 
 # --- the binary -------------------------------------------------------------------------------------------------------
 
+# Is there a cargo, and is it new enough for this source?
+have_rust() {
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/Cargo.toml")
+    have cargo || return 1
+    found=$(cd "$here" && cargo --version 2>/dev/null | awk '{ print $2 }')
+    [ -n "$found" ] && [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ]
+}
+
+# Puts Rust's own toolchain below target/, so that nothing of it is left on the machine when the checkout is removed.
+get_rust() {
+    export RUSTUP_HOME="$here/target/rust/rustup" CARGO_HOME="$here/target/rust/cargo"
+    PATH="$CARGO_HOME/bin:$PATH"
+    have_rust && return 0
+    case $(uname -m) in
+        x86_64 | aarch64) host=$(uname -m)-unknown-linux-gnu ;;
+        *) fail "there is no Rust toolchain for $(uname -m) that I know; install cargo $wanted or later and run this again" ;;
+    esac
+    have curl || get_packages curl ca-certificates
+    info "installing Rust (https://rustup.rs) into $here/target/rust"
+    url=https://static.rust-lang.org/rustup/dist/$host/rustup-init
+    mkdir -p "$here/target/rust"
+    init=$here/target/rust/rustup-init
+    { curl --proto '=https' --tlsv1.2 -fsS --retry 3 -o "$init" "$url" && sum=$(curl --proto '=https' --tlsv1.2 -fsS --retry 3 "$url.sha256"); } ||
+        fail "Rust could not be downloaded; install cargo $wanted or later by hand and run this again"
+    [ "$(sha256sum "$init" | cut -d' ' -f1)" = "${sum%% *}" ] || fail "the download of rustup-init is damaged; run this again"
+    chmod 0755 "$init"
+    "$init" -y -q --no-modify-path --profile minimal --default-toolchain stable >/dev/null ||
+        fail "Rust could not be installed; install cargo $wanted or later by hand and run this again"
+    rm -f "$init"
+    have_rust || fail "the Rust that was installed is older than $wanted"
+}
+
 build() {
     have cargo || PATH="$PATH:${HOME:-/root}/.cargo/bin"
-    if ! have cargo; then
-        [ "${INSTALL_MUSSEL_SKIP_DEPS:-}" = true ] && fail "building needs cargo; install it from https://rustup.rs"
-        have curl || fail "building needs cargo; install it from https://rustup.rs, or install curl and run this again"
-        info "installing Rust (https://rustup.rs)"
-        curl --proto '=https' --tlsv1.2 -fsS https://sh.rustup.rs | sh -s -- -y -q --profile minimal >/dev/null ||
-            fail "Rust could not be installed; install cargo 1.95 or later by hand and run this again"
-        PATH="$PATH:${HOME:-/root}/.cargo/bin"
-    fi
-    if ! have cc; then
-        have apt-get || fail "building needs a C compiler and linker; install gcc"
-        info "installing gcc"
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev; } >/dev/null ||
-            fail "gcc could not be installed"
-    fi
-    info "building (some minutes the first time)"
+    have_rust || get_rust
+    # The libc is linked in, for which its development files are needed also where there is a compiler.
+    if have dnf; then libc=glibc-static; elif have zypper; then libc=glibc-devel-static; elif have pacman; then libc=glibc; else libc=libc6-dev; fi
+    if ! have cc || ! echo 'int main(void) { return 0; }' | cc -static -x c -o /dev/null - 2>/dev/null; then get_packages gcc $libc; fi
+    info "building with cargo $found (some minutes the first time)"
     "$here/packaging/build.sh" >&2 || fail "the build failed"
 }
 
@@ -160,10 +189,12 @@ kubectl_tool() {
     url=https://dl.k8s.io/release/$("$BIN_DIR/mussel" --version | sed 's/.*\(v[0-9.]*\).*/\1/')/bin/linux/$arch/kubectl
     if have curl && curl -fsSL --connect-timeout 10 -o "$BIN_DIR/.kubectl.new" "$url" 2>/dev/null; then
         chmod 0755 "$BIN_DIR/.kubectl.new"
-        mv -f "$BIN_DIR/.kubectl.new" "$BIN_DIR/kubectl"
+        # The link tells the uninstaller that this kubectl came with mussel.
+        mv -f "$BIN_DIR/.kubectl.new" "$BIN_DIR/mussel-kubectl"
+        ln -sf mussel-kubectl "$BIN_DIR/kubectl"
     else
         rm -f "$BIN_DIR/.kubectl.new"
-        { have apt-get && apt-get update -qq && apt-get install -y -qq --no-install-recommends kubernetes-client; } >/dev/null 2>&1 ||
+        { have apt-get && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends kubernetes-client; } >/dev/null 2>&1 ||
             warn "kubectl is not installed and could not be; get it from https://kubernetes.io/docs/tasks/tools"
     fi
 }
@@ -199,7 +230,10 @@ service_systemd() {
     [ "${INSTALL_MUSSEL_SKIP_START:-}" = true ] && return 0
     if [ "$CHANGED" = yes ] || [ "${INSTALL_MUSSEL_FORCE_RESTART:-}" = true ] || ! systemctl -q is-active "$SERVICE"; then
         info "starting $SERVICE (log: journalctl -u $SERVICE)"
-        systemctl restart "$SERVICE" || fail "$SERVICE did not start: $(journalctl -u "$SERVICE" -n 3 -o cat 2>/dev/null)"
+        # An agent is up when it has joined, which may take until somebody mends its token.
+        if [ $COMMAND = agent ]; then block=--no-block; else block=; fi
+        # shellcheck disable=SC2086
+        systemctl restart $block "$SERVICE" || fail "$SERVICE did not start: $(journalctl -u "$SERVICE" -n 3 -o cat 2>/dev/null)"
     fi
 }
 
@@ -279,6 +313,7 @@ rm -f '$KUBECONFIG_FILE'
 for pod in '$DATA_DIR'/agent/kubelet/pods/*; do rm -rf /var/log/pods/*_"\${pod##*/}"; done
 rm -rf /etc/mussel '$DATA_DIR' '$RUN_DIR'
 rmdir /var/log/pods /var/log/containers 2>/dev/null
+if [ "\$(readlink "$BIN_DIR/kubectl")" = mussel-kubectl ]; then rm -f "$BIN_DIR/kubectl" "$BIN_DIR/mussel-kubectl"; fi
 rm -f "$BIN_DIR/mussel" "$BIN_DIR/mussel-killall.sh" "$BIN_DIR/$SERVICE-uninstall.sh"
 echo "[mussel] removed"
 SCRIPT
@@ -288,6 +323,7 @@ SCRIPT
 
 wait_ready() {
     [ "${INSTALL_MUSSEL_SKIP_ENABLE:-}" = true ] || [ "${INSTALL_MUSSEL_SKIP_START:-}" = true ] && return 0
+    [ $COMMAND = server ] || { wait_joined; return; }
     have kubectl || { info "started; get kubectl and use KUBECONFIG=$KUBECONFIG_FILE"; return 0; }
     info "waiting for the node to be Ready"
     deadline=$(($(date +%s) + 180))
@@ -301,13 +337,28 @@ wait_ready() {
         fi
         sleep 0.5
     done
-    fail "the node is not Ready after 180 s; look at $([ $INIT = systemd ] && echo "journalctl -u $SERVICE" || echo "/var/log/$SERVICE.log")"
+    if [ $INIT = systemd ]; then log="journalctl -u $SERVICE"; else log="cat /var/log/$SERVICE.log"; fi
+    fail "the node is not Ready after 180 s; see $log, which ends with
+$($log 2>/dev/null | tail -n 5)"
+}
+
+# An agent has nobody's kubeconfig; what it keeps of the cluster tells that it was let in.
+wait_joined() {
+    info "waiting for the cluster to take this machine"
+    deadline=$(($(date +%s) + 60))
+    while [ "$(date +%s)" -lt $deadline ]; do
+        [ ! -e "$DATA_DIR/agent/kubelet.kubeconfig" ] || { info "joined; see it with: kubectl get nodes"; return 0; }
+        sleep 0.5
+    done
+    if [ $INIT = systemd ]; then log="journalctl -u $SERVICE"; else log="cat /var/log/$SERVICE.log"; fi
+    fail "not joined after 60 s; it is tried on. See $log, which ends with
+$($log 2>/dev/null | tail -n 5)"
 }
 
 packages
 kernel
 binary
-kubectl_tool
+[ $COMMAND = agent ] || kubectl_tool
 scripts
 if [ $INIT = systemd ]; then service_systemd; else service_script; fi
 wait_ready

@@ -5,6 +5,7 @@
 #   tests/run.sh lint             format and clippy
 #   tests/run.sh cargo            unit and component tests
 #   tests/run.sh system [WORD…]   whole-system tests; only those whose name has one of the words
+#   tests/run.sh machine          a whole machine: systemd, a kernel of its own, cgroup v2, a power cut
 #
 # The last line is `N passed, M failed`; the exit code is 0 when nothing failed.
 # MUSSEL_TEST_PATIENCE=2 doubles all deadlines of the system tests; MUSSEL_KUBECTL names the kubectl to use.
@@ -40,6 +41,8 @@ prepare_machine() {
     need mkfs.ext4 e2fsprogs
     need ps procps
     need nsenter util-linux
+    need script bsdutils
+    /usr/bin/python3 -c 'import grpc' 2>/dev/null || missing="$missing python3-grpcio"
     # The images of the tests hold nothing but busybox, so it must be the static one.
     if command -v ldd >/dev/null 2>&1 && command -v busybox >/dev/null 2>&1 && ldd "$(command -v busybox)" >/dev/null 2>&1; then
         missing="$missing busybox-static"
@@ -104,25 +107,38 @@ cargo_tests() {
     counted 'unit and component tests' timeout 2400 cargo test --locked --workspace --no-fail-fast -- --test-threads=2
 }
 
+binary() {
+    if [ -z "${MUSSEL_BINARY:-}" ]; then
+        check 'binary' timeout 2400 cargo build --locked -p mussel
+        MUSSEL_BINARY=${CARGO_TARGET_DIR:-$PWD/target}/debug/mussel
+        export MUSSEL_BINARY
+    fi
+}
+
 system_tests() {
-    check 'binary' timeout 2400 cargo build --locked -p mussel
-    MUSSEL_BINARY=${MUSSEL_BINARY:-$PWD/target/debug/mussel}
-    export MUSSEL_BINARY
+    binary
     counted 'whole-system tests' timeout -k 30 2400 python3 tests/system "$@"
+}
+
+# With the same binary: emulated, an optimised one would save less time than building it takes.
+machine_tests() {
+    binary
+    counted 'a whole machine' timeout -k 30 2400 tests/machine/run.sh "$MUSSEL_BINARY"
 }
 
 part=${1:-all}
 [ $# = 0 ] || shift
 case $part in
-all | lint | cargo | system) ;;
-*) die "unknown part '$part'; lint, cargo, system or nothing" ;;
+all | lint | cargo | system | machine) ;;
+*) die "unknown part '$part'; lint, cargo, system, machine or nothing" ;;
 esac
 prepare_machine
 case $part in
-all) lint; cargo_tests; system_tests ;;
+all) lint; cargo_tests; system_tests; machine_tests ;;
 lint) lint ;;
 cargo) cargo_tests ;;
 system) system_tests "$@" ;;
+machine) machine_tests ;;
 esac
 
 printf '\n%s passed, %s failed\n' "$passed" "$failed"

@@ -141,16 +141,6 @@ async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::
     Ok(())
 }
 
-/// For a start while no server answers: Services and their names go on as they were.
-fn keep_services(informers: &Informers, dir: &Path, parts: &mut Parts) {
-    let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
-    let kept = dir.join("network");
-    let file = kept.join("services.json");
-    parts.start_infallible("services on disk", |stop| keep(services, file, stop));
-    let file = kept.join("endpointslices.json");
-    parts.start_infallible("endpoints on disk", |stop| keep(slices, file, stop));
-}
-
 /// Who this node is, and whether the cluster has just said so. A node that has been part of the cluster needs nobody's leave
 /// to run its pods; but a server that is there may say that another machine has taken its place.
 async fn identity(join: &AgentJoin) -> anyhow::Result<(Identity, bool)> {
@@ -171,6 +161,16 @@ async fn identity(join: &AgentJoin) -> anyhow::Result<(Identity, bool)> {
             Ok((kept, false))
         }
     }
+}
+
+/// For a start while no server answers: Services and their names go on as they were.
+fn keep_services(informers: &Informers, dir: &Path, parts: &mut Parts) {
+    let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
+    let kept = dir.join("network");
+    let file = kept.join("services.json");
+    parts.start_infallible("services on disk", |stop| keep(services, file, stop));
+    let file = kept.join("endpointslices.json");
+    parts.start_infallible("endpoints on disk", |stop| keep(slices, file, stop));
 }
 
 /// Tries until the cluster takes this machine.

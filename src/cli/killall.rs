@@ -51,12 +51,12 @@ pub fn running(args: &LocalArgs) -> Option<i32> {
         .find(|(_, command)| {
             let words: Vec<&str> = command.iter().map(String::as_str).collect();
             let is_mussel = words.first().is_some_and(|exe| exe.ends_with("mussel"));
-            let is_server = is_mussel && matches!(words.get(1), Some(&("server" | "agent")));
+            let is_node = is_mussel && matches!(words.get(1), Some(&"server" | &"agent"));
             let dir = words.iter().enumerate().find_map(|(at, word)| match *word {
                 "--data-dir" | "-d" => words.get(at + 1).copied(),
                 word => word.strip_prefix("--data-dir="),
             });
-            is_server && Path::new(dir.unwrap_or(super::args::DEFAULT_DATA_DIR)) == args.data_dir
+            is_node && Path::new(dir.unwrap_or(super::args::DEFAULT_DATA_DIR)) == args.data_dir
         })
         .map(|(pid, _)| pid)
 }

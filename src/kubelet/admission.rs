@@ -26,8 +26,12 @@ pub async fn admit(shared: &Shared, pod: &Pod) -> Result<(), Verdict> {
     };
     let labels = shared.node.get("", &shared.config.node_name).and_then(|n| n.metadata.labels.clone());
     let labels = labels.unwrap_or_else(|| shared.config.labels.clone());
-    let room =
-        Room { pods_max: shared.config.pods_max, milli_cpu: shared.machine.cpus * 1000, memory: shared.machine.memory };
+    let room = Room {
+        pods_max: shared.config.pods_max,
+        milli_cpu: shared.machine.cpus * 1000,
+        memory: shared.machine.memory,
+        apparmor: shared.machine.apparmor,
+    };
     check(pod, others.iter().map(AsRef::as_ref), &room, &labels, &shared.config.node_name)?;
     admitted.insert(pod::uid(pod).to_owned());
     Ok(())
@@ -37,6 +41,7 @@ struct Room {
     pods_max: u32,
     milli_cpu: i64,
     memory: i64,
+    apparmor: bool,
 }
 
 fn check<'a>(
@@ -65,6 +70,9 @@ fn check<'a>(
     };
     fits("cpu", room.milli_cpu, Quantity::to_milli)?;
     fits("memory", room.memory, Quantity::value)?;
+    if !room.apparmor && asks_for_apparmor(pod) {
+        return Err(rejected("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"));
+    }
     if !selects(pod, labels, node) {
         return Err(rejected("NodeAffinity", "Predicate NodeAffinity failed"));
     }
@@ -78,6 +86,13 @@ fn check<'a>(
         return Err(rejected("NodePorts", "Predicate NodePorts failed"));
     }
     Ok(())
+}
+
+fn asks_for_apparmor(pod: &Pod) -> bool {
+    let own = pod::spec(pod).and_then(|s| s.security_context.as_ref()?.app_armor_profile.as_ref());
+    let containers = pod::all_containers(pod);
+    let theirs = containers.iter().filter_map(|c| c.security_context.as_ref()?.app_armor_profile.as_ref());
+    own.into_iter().chain(theirs).any(|profile| profile.type_ != "Unconfined")
 }
 
 /// Address, protocol and number of each port that the pod takes on the node.
@@ -146,7 +161,10 @@ mod tests {
             pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]}))
         };
         let labels = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
-        let room = Room { pods_max: 3, milli_cpu: 1000, memory: 1 << 30 };
+        let room = Room { pods_max: 3, milli_cpu: 1000, memory: 1 << 30, apparmor: false };
+        let armored = |kind: &str| {
+            pod(json!({"containers": [{"name": "c", "securityContext": {"appArmorProfile": {"type": kind}}}]}))
+        };
         let selector = |value: &str| pod(json!({"nodeSelector": {"a": value}, "containers": []}));
         for (new, others, expected) in [
             (asks("500m"), vec![asks("500m")], None),
@@ -155,6 +173,8 @@ mod tests {
             (port(""), vec![port("10.0.0.1")], Some("NodePorts")),
             (port("10.0.0.2"), vec![port("10.0.0.1")], None),
             (selector("1"), vec![], None),
+            (armored("Unconfined"), vec![], None),
+            (armored("RuntimeDefault"), vec![], Some("AppArmor")),
             (selector("2"), vec![], Some("NodeAffinity")),
         ] {
             let result = check(&new, others.iter(), &room, &labels, "n");

@@ -13,6 +13,8 @@ pub struct Machine {
     pub kernel: String,
     pub os_image: String,
     pub architecture: &'static str,
+    /// The kernel confines programs by AppArmor profiles.
+    pub apparmor: bool,
 }
 
 impl Machine {
@@ -37,6 +39,7 @@ impl Machine {
                 "aarch64" => "arm64",
                 other => other,
             },
+            apparmor: text("/sys/module/apparmor/parameters/enabled") == "Y",
         }
     }
 }

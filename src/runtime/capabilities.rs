@@ -77,28 +77,51 @@ fn available() -> Vec<String> {
     ALL.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0).map(|(_, name)| (*name).to_owned()).collect()
 }
 
-fn document(set: &[String], ambient: &[String]) -> Value {
-    let names = |set: &[String]| set.iter().map(|name| format!("CAP_{name}")).collect::<Vec<_>>();
-    json!({
-        "bounding": names(set),
-        "effective": names(set),
-        "permitted": names(set),
-        "inheritable": names(ambient),
-        "ambient": names(ambient),
-    })
+/// The capabilities of a container's processes, by name and without `CAP_`.
+#[derive(Debug, Clone)]
+pub struct Capabilities {
+    set: Vec<String>,
+    ambient: Vec<String>,
+    lent: Vec<String>,
 }
 
-/// For privileged containers.
-pub fn all() -> Value {
-    document(&available(), &[])
-}
+impl Capabilities {
+    /// For privileged containers.
+    pub fn all() -> Self {
+        Self { set: available(), ambient: Vec::new(), lent: Vec::new() }
+    }
 
-/// For the others. Names come with or without `CAP_`, in any case; `ALL` stands for every one.
-pub fn of_container(wanted: &Capability, default_mknod: bool) -> Value {
-    let available = available();
-    let (set, ambient) = decide(wanted, default_mknod);
-    let keep = |set: Vec<String>| set.into_iter().filter(|name| available.contains(name)).collect::<Vec<_>>();
-    document(&keep(set), &keep(ambient))
+    /// For the others. Names come with or without `CAP_`, in any case; `ALL` stands for every one.
+    pub fn of_container(wanted: &Capability, default_mknod: bool) -> Self {
+        let available = available();
+        let (set, ambient) = decide(wanted, default_mknod);
+        let keep = |set: Vec<String>| set.into_iter().filter(|name| available.contains(name)).collect::<Vec<_>>();
+        Self { set: keep(set), ambient: keep(ambient), lent: Vec::new() }
+    }
+
+    pub fn names(&self) -> &[String] {
+        &self.set
+    }
+
+    /// Gives the runtime's own code one more, until the process runs the container's: execve(2) leaves no capability
+    /// that is not in the bounding set.
+    pub fn lend(&mut self, name: &str) {
+        if !self.set.iter().any(|one| one == name) {
+            self.lent.push(name.to_owned());
+        }
+    }
+
+    pub fn to_json(&self) -> Value {
+        let names = |set: &[String]| set.iter().map(|name| format!("CAP_{name}")).collect::<Vec<_>>();
+        let with_lent = names(&[self.set.clone(), self.lent.clone()].concat());
+        json!({
+            "bounding": names(&self.set),
+            "effective": with_lent,
+            "permitted": with_lent,
+            "inheritable": names(&self.ambient),
+            "ambient": names(&self.ambient),
+        })
+    }
 }
 
 fn plain(name: &str) -> String {

@@ -13,9 +13,10 @@ use crate::image::ResolvedImage;
 use crate::records::{ContainerRecord, Encoded, State};
 use crate::runtime::{Container, Runtime, Sandbox, new_id, now};
 use crate::sandboxes::{hostname, matches, namespace_options};
+use crate::shim::filter;
 use crate::shim::protocol::{Op, Start};
 use crate::spec::{self, BindMount, PidNamespace, Plan};
-use crate::{devices, host, rootfs, signals, snapshot, user};
+use crate::{device_filter, devices, host, rootfs, signals, snapshot, user};
 
 /// After SIGKILL a process ends unless the kernel is stuck; then the caller shall hear of it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -113,10 +114,6 @@ impl Runtime {
             return Err(Error::Invalid("no command specified".into()));
         }
 
-        let seccomp = security.seccomp.as_ref().map(v1::SecurityProfile::profile_type);
-        if seccomp.is_some_and(|kind| kind != v1::security_profile::ProfileType::Unconfined) && !security.privileged {
-            tracing::debug!(container = %id, "seccomp profiles are not applied yet; the container runs unconfined");
-        }
         let options = security.namespace_options.clone().unwrap_or_else(|| namespace_options(sandbox_config));
         let target = self.container(&options.target_id).ok().and_then(|container| container.record().pid);
         let pid = spec::pid_namespace(options.pid(), sandbox_record.pause_pid, target).map_err(Error::Invalid)?;
@@ -131,8 +128,17 @@ impl Runtime {
             devices::named(&config.devices).step("find devices")?
         };
         let mounts = self.mounts(id, sandbox, &config, volumes)?;
+        let seccomp = spec::seccomp(&config, &self.0.host)?;
+        if let Some(program) = &seccomp {
+            fs::write(bundle.join(filter::FILE), program.to_bytes()).step("write seccomp filter")?;
+        }
+        let host = &self.0.host;
+        if host.hierarchies.is_v2() && host.device_filter && !security.privileged {
+            let program = device_filter::compile(&devices::rules(&devices, false));
+            fs::write(bundle.join(device_filter::FILE), program).step("write device filter")?;
+        }
         let plan = Plan {
-            host: &self.0.host,
+            host,
             config: &config,
             image: &image.config,
             user: &user,
@@ -143,6 +149,7 @@ impl Runtime {
             cgroup: &cgroup,
             mounts: &mounts,
             devices: &devices,
+            seccomp: seccomp.is_some(),
         };
         let text = serde_json::to_vec(&spec::spec(&plan)).map_err(std::io::Error::from).step("encode spec")?;
         fs::write(bundle.join("config.json"), text).step("write spec")?;

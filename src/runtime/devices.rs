@@ -101,31 +101,57 @@ fn collect(dir: &Path, nodes: &mut Vec<DeviceNode>) {
     }
 }
 
-/// The device rules of a container's cgroup: nothing but the harmless ones and its own; anything when privileged.
-pub fn rules(devices: &[DeviceNode], privileged: bool) -> Vec<Value> {
-    if privileged {
-        return vec![json!({"allow": true, "access": "rwm"})];
-    }
-    let allow = |kind: &str, major: Option<u64>, minor: Option<u64>, access: &str| {
-        let mut rule = json!({"allow": true, "type": kind, "access": access});
-        for (name, number) in [("major", major), ("minor", minor)] {
+/// What a container's cgroup says of some devices. The last rule that fits counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    pub allow: bool,
+    /// Block or character devices, or both.
+    pub block: Option<bool>,
+    pub major: Option<u64>,
+    pub minor: Option<u64>,
+    /// Of `r`, `w`, `m`.
+    pub access: String,
+}
+
+impl Rule {
+    pub fn to_json(&self) -> Value {
+        let mut rule = json!({"allow": self.allow, "access": self.access});
+        if let Some(block) = self.block {
+            rule["type"] = if block { "b" } else { "c" }.into();
+        }
+        for (name, number) in [("major", self.major), ("minor", self.minor)] {
             if let Some(number) = number {
                 rule[name] = number.into();
             }
         }
         rule
+    }
+}
+
+/// The device rules of a container's cgroup: nothing but the harmless ones and its own; anything when privileged.
+pub fn rules(devices: &[DeviceNode], privileged: bool) -> Vec<Rule> {
+    let all = Rule { allow: privileged, block: None, major: None, minor: None, access: "rwm".into() };
+    if privileged {
+        return vec![all];
+    }
+    let allow = |block: bool, major: Option<u64>, minor: Option<u64>, access: &str| Rule {
+        allow: true,
+        block: Some(block),
+        major,
+        minor,
+        access: access.to_owned(),
     };
-    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
+    let mut rules = vec![all];
     // Making nodes is harmless where using them is not allowed.
-    rules.push(allow("c", None, None, "m"));
-    rules.push(allow("b", None, None, "m"));
+    rules.push(allow(false, None, None, "m"));
+    rules.push(allow(true, None, None, "m"));
     // null, zero, full, random, urandom; tty, console, ptmx; every pts.
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
-        rules.push(allow("c", Some(major), Some(minor), "rwm"));
+        rules.push(allow(false, Some(major), Some(minor), "rwm"));
     }
-    rules.push(allow("c", Some(136), None, "rwm"));
+    rules.push(allow(false, Some(136), None, "rwm"));
     for device in devices {
-        rules.push(allow(device.kind(), Some(device.major), Some(device.minor), &device.access));
+        rules.push(allow(device.block, Some(device.major), Some(device.minor), &device.access));
     }
     rules
 }
@@ -140,8 +166,8 @@ mod tests {
         let nodes = named(&[device]).unwrap();
         assert_eq!((nodes[0].major, nodes[0].minor, nodes[0].block), (1, 5, false));
         let rules = rules(&nodes, false);
-        assert_eq!(rules[0]["allow"], false);
-        assert_eq!(rules.last().unwrap()["access"], "r");
+        assert!(!rules[0].allow);
+        assert_eq!(rules.last().unwrap().access, "r");
         assert!(named(&[Device { host_path: "/etc/passwd".into(), ..Default::default() }]).is_err());
     }
 }

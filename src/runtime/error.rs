@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 
 use crate::image::ResolveError;
 use crate::network::PodNetworkError;
+use crate::seccomp::SeccompError;
 use crate::user::UserError;
 
 /// See the module.
@@ -34,6 +35,8 @@ pub enum Error {
     Image(#[from] ResolveError),
     #[error("resolve user")]
     User(#[from] UserError),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     #[error("{0}")]
     Unimplemented(&'static str),
 }

@@ -55,6 +55,17 @@ pub(crate) fn is_shared(mountinfo: &str, path: &Path) -> bool {
         .is_some_and(|(_, shared)| shared)
 }
 
+/// Whether the kernel can filter system calls.
+pub(crate) fn has_seccomp() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line.starts_with("Seccomp:"))
+}
+
+/// Whether the kernel confines programs by AppArmor profiles.
+pub(crate) fn has_apparmor() -> bool {
+    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
+}
+
 /// The lowest OOM score that we may give to a child: our own, unless we have the capability to go below it.
 pub(crate) fn oom_score_adj_min() -> i64 {
     const CAP_SYS_RESOURCE: u64 = 1 << 24;

@@ -7,12 +7,12 @@
 //! Invariants: pods never depend on this process being alive; what is on disk or mounted is found again after a crash
 //! and either used or removed; what an image contains is never trusted with the node's paths or code.
 //!
-//! Absent on purpose: user namespaces, checkpoints. Absent for now: seccomp and AppArmor profiles, which are accepted
-//! and not applied.
+//! Absent on purpose: user namespaces, checkpoints. Absent for now: a default AppArmor profile of our own.
 
 mod capabilities;
 mod cgroup;
 mod containers;
+mod device_filter;
 mod devices;
 mod error;
 mod events;
@@ -26,6 +26,7 @@ mod records;
 mod rootfs;
 mod runtime;
 mod sandboxes;
+mod seccomp;
 mod service;
 mod sessions;
 pub mod shim;

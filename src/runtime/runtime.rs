@@ -148,9 +148,19 @@ impl Runtime {
             fs::create_dir_all(&dir).step(format!("create {}", dir.display()))?;
         }
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").step("read the boot id")?.trim().to_owned();
+        let hierarchies = Hierarchies::detect().step("find cgroups")?;
+        let device_filter = !hierarchies.is_v2() || crate::device_filter::is_supported();
+        if !device_filter {
+            tracing::warn!(
+                "the kernel cannot filter devices (CONFIG_CGROUP_BPF); containers get no CAP_MKNOD by default"
+            );
+        }
         let host = Host {
-            hierarchies: Hierarchies::detect().step("find cgroups")?,
+            hierarchies,
+            device_filter,
             oom_score_adj_min: crate::host::oom_score_adj_min(),
+            seccomp: crate::host::has_seccomp(),
+            apparmor: crate::host::has_apparmor(),
         };
         let runtime = Runtime(Arc::new(Inner {
             config,

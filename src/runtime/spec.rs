@@ -6,15 +6,17 @@
 
 use std::path::{Path, PathBuf};
 
+use mussel_cri::v1::security_profile::ProfileType;
 use mussel_cri::v1::{
     ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, MountPropagation, NamespaceMode,
 };
 use serde_json::{Map, Value, json};
 
-use crate::capabilities;
+use crate::capabilities::Capabilities;
 use crate::cgroup::Hierarchies;
 use crate::devices::{self, DeviceNode};
 use crate::image::ImageConfig;
+use crate::seccomp::{self, SeccompError};
 use crate::user::User;
 
 /// What a process finds programs by when neither pod nor image says so.
@@ -26,6 +28,12 @@ pub struct Host {
     pub hierarchies: Hierarchies,
     /// The lowest OOM score that a child may get: lower ones need a capability that not every host gives us.
     pub oom_score_adj_min: i64,
+    /// The kernel has seccomp filters.
+    pub seccomp: bool,
+    /// The use of devices is checked: by version 1 of cgroups, or by a program of ours.
+    pub device_filter: bool,
+    /// The kernel has AppArmor, and it is on.
+    pub apparmor: bool,
 }
 
 /// The namespaces of the pod that containers join; `None` is the node's.
@@ -69,6 +77,8 @@ pub struct Plan<'a> {
     pub mounts: &'a [BindMount],
     /// Host directories of the cgroup and where in the container each shall be seen.
     pub devices: &'a [DeviceNode],
+    /// Its processes load a filter.
+    pub seccomp: bool,
 }
 
 /// The security context, which CRI allows to be absent.
@@ -118,26 +128,54 @@ fn environment(plan: &Plan<'_>) -> Vec<String> {
     variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
+fn capabilities_of(security: &LinuxContainerSecurityContext, host: &Host) -> Capabilities {
+    if security.privileged {
+        return Capabilities::all();
+    }
+    // A container that can make device nodes where nobody checks their use could use any device.
+    Capabilities::of_container(&security.capabilities.clone().unwrap_or_default(), host.device_filter)
+}
+
+/// The filter of the container's profile; none for privileged containers and those that want none.
+pub fn seccomp(config: &ContainerConfig, host: &Host) -> Result<Option<seccomp::Program>, SeccompError> {
+    let security = security(config);
+    let Some(wanted) = security.seccomp.as_ref().filter(|_| !security.privileged) else { return Ok(None) };
+    let profile = match wanted.profile_type() {
+        ProfileType::Unconfined => return Ok(None),
+        // As elsewhere: the default is what the kernel can do, and a profile that was asked for by name is a demand.
+        ProfileType::RuntimeDefault if !host.seccomp => return Ok(None),
+        ProfileType::RuntimeDefault => seccomp::runtime_default(capabilities_of(&security, host).names()),
+        ProfileType::Localhost if !host.seccomp => {
+            return Err(SeccompError::Unsupported("seccomp by this kernel".into()));
+        }
+        ProfileType::Localhost => seccomp::load(Path::new(&wanted.localhost_ref))?,
+    };
+    seccomp::compile(&profile).map(Some)
+}
+
 /// The process document of the container's first process. Others start from it ([`exec_process`]).
 pub fn process(plan: &Plan<'_>) -> Value {
     let security = security(plan.config);
-    let capabilities = if security.privileged {
-        capabilities::all()
-    } else {
-        // Version 2 of cgroups has no device list; a container that can make device nodes could then use any device.
-        capabilities::of_container(&security.capabilities.unwrap_or_default(), !plan.host.hierarchies.is_v2())
-    };
+    let mut capabilities = capabilities_of(&security, plan.host);
+    if plan.seccomp && !security.no_new_privs {
+        capabilities.lend("SYS_ADMIN");
+    }
     let mut process = json!({
         "terminal": plan.config.tty,
         "user": {"uid": plan.user.uid, "gid": plan.user.gid, "additionalGids": plan.user.groups},
         "args": arguments(plan.config, plan.image),
         "env": environment(plan),
         "cwd": working_dir(plan.config, plan.image),
-        "capabilities": capabilities,
+        "capabilities": capabilities.to_json(),
         "oomScoreAdj": resources(plan.config).oom_score_adj.clamp(plan.host.oom_score_adj_min, 1000),
     });
     if security.no_new_privs {
         process["noNewPrivileges"] = true.into();
+    }
+    // A profile of the node, by name. Where there is no AppArmor the kubelet does not admit the pod.
+    let armor = security.apparmor.as_ref().filter(|_| plan.host.apparmor && !security.privileged);
+    if let Some(armor) = armor.filter(|armor| armor.profile_type() == ProfileType::Localhost) {
+        process["apparmorProfile"] = armor.localhost_ref.clone().into();
     }
     process
 }
@@ -282,7 +320,9 @@ fn limits(plan: &Plan<'_>, privileged: bool) -> Value {
     set("period", resources.cpu_period.into(), resources.cpu_period > 0 && resources.cpu_quota != 0);
     set("cpus", resources.cpuset_cpus.clone().into(), !resources.cpuset_cpus.is_empty());
     set("mems", resources.cpuset_mems.clone().into(), !resources.cpuset_mems.is_empty());
-    let mut limits = json!({"devices": devices::rules(plan.devices, privileged)});
+    let mut limits = json!({
+        "devices": devices::rules(plan.devices, privileged).iter().map(devices::Rule::to_json).collect::<Vec<_>>(),
+    });
     if !cpu.is_empty() {
         limits["cpu"] = cpu.into();
     }
@@ -322,7 +362,12 @@ mod tests {
     use mussel_cri::v1::{KeyValue, LinuxContainerConfig};
 
     fn with_plan(config: &ContainerConfig, image: &ImageConfig, check: impl FnOnce(&Plan<'_>)) {
-        let host = Host { hierarchies: Hierarchies::V2("/sys/fs/cgroup".into()), oom_score_adj_min: -10 };
+        let host = Host {
+            hierarchies: Hierarchies::V2("/sys/fs/cgroup".into()),
+            oom_score_adj_min: -10,
+            seccomp: true,
+            apparmor: false,
+        };
         let user = User { uid: 5, gid: 6, groups: vec![6, 7], home: "/home/u".into() };
         let mounts = [BindMount {
             source: "/src".into(),
@@ -343,6 +388,7 @@ mod tests {
             cgroup: "/kubepods/x/c",
             mounts: &mounts,
             devices: &[],
+            seccomp: false,
         });
     }
 

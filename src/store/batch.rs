@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::group::Group;
 use crate::group::propose::ProposeError;
+use crate::group::{Group, Leader};
 use crate::raft::{Batch, Outcome, ProposalId};
 use crate::{CommitError, Precondition, Revision, Txn};
 
@@ -48,6 +48,7 @@ impl Batcher {
         let stop = self.group.stop.clone();
         let mut left_over = None;
         let mut number = 0;
+        let mut failures = self.group.failures.clone();
         loop {
             let first = match left_over.take() {
                 Some(proposal) => proposal,
@@ -87,6 +88,10 @@ impl Batcher {
                 result = self.group.propose(&batch, deadline) => result,
                 // The outcome is unknown then, and that is what a dropped answer says.
                 () = stop.cancelled() => break,
+                // What is in flight is written once the disk works again, or by another leader.
+                Ok(_) = failures.wait_for(Option::is_some), if self.group.leader() == Leader::Here => {
+                    Err(ProposeError::Unknown)
+                }
             };
             answer(answers, result);
         }

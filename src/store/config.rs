@@ -10,14 +10,19 @@ use crate::{Peer, Timing, WireVersions};
 pub struct Config {
     /// The store's own directory. Created when missing; nothing else may live in it.
     pub dir: PathBuf,
-    /// Changed keys are written to the state tree at most this long after the first change.
+    /// How long after a change the next checkpoint is made when the log grows slowly. A checkpoint writes what was
+    /// changed up to the one before it, so that the log always reaches back this long, or by `log_bytes_max`.
     pub checkpoint_interval: Duration,
-    /// A log that has grown by this much is checkpointed at once.
+    /// A checkpoint is made at once when the log has grown by this much. The log holds twice as much at most.
     pub log_bytes_max: u64,
+    /// Entries before a checkpoint that a member of a group keeps for others that lag: who lacks more gets a snapshot.
+    pub log_entries_kept: u64,
     /// How much history is kept for watches and for snapshots of past revisions.
     pub history_bytes_max: usize,
     /// As `history_bytes_max`, counted in revisions.
     pub history_revisions_max: usize,
+    /// As `history_bytes_max`, by age.
+    pub history_age_max: Duration,
     /// Commits that wait in one watcher's queue before the watcher is cut off.
     pub watch_commits_max: usize,
     /// The largest Txn that is accepted: all keys and values together.
@@ -38,10 +43,13 @@ impl Config {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
-            checkpoint_interval: Duration::from_secs(60),
+            // Recovery from 8 MiB of log takes a fraction of a second, so that only the log's size needs a bound.
+            checkpoint_interval: Duration::from_secs(3600),
             log_bytes_max: 4 << 20,
+            log_entries_kept: 2000,
             history_bytes_max: 8 << 20,
             history_revisions_max: 20_000,
+            history_age_max: Duration::from_secs(3600),
             watch_commits_max: 1024,
             txn_bytes_max: 3 << 20,
             free_bytes_min: 16 << 20,

@@ -1,25 +1,34 @@
 //! The last commits, for watches that start in the past and for snapshots of past revisions.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::{Commit, Revision};
 
 /// What an entry of the ring costs beside the bytes that only it keeps alive.
 const EVENT_OVERHEAD_BYTES: usize = 160;
 
-/// Commits without a gap, bounded by count and bytes. What is needed to go back to any revision from `floor` on.
+/// How much is kept. Whichever bound is met first cuts the oldest commits off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) bytes: usize,
+    pub(crate) revisions: usize,
+    /// By this process's clock: what is read back from the log after a restart counts from then on.
+    pub(crate) age: Duration,
+}
+
+/// Commits without a gap. What is needed to go back to any revision from `floor` on.
 #[derive(Debug)]
 pub(crate) struct History {
-    commits: VecDeque<Commit>,
+    commits: VecDeque<(Instant, Commit)>,
     bytes: usize,
-    bytes_max: usize,
-    revisions_max: usize,
+    bounds: Bounds,
     floor: Revision,
 }
 
 impl History {
-    pub(crate) fn new(floor: Revision, bytes_max: usize, revisions_max: usize) -> Self {
-        Self { commits: VecDeque::new(), bytes: 0, bytes_max, revisions_max, floor }
+    pub(crate) fn new(floor: Revision, bounds: Bounds) -> Self {
+        Self { commits: VecDeque::new(), bytes: 0, bounds, floor }
     }
 
     /// The oldest revision that is still held: the events after it are all here.
@@ -27,13 +36,18 @@ impl History {
         self.floor
     }
 
-    pub(crate) fn push(&mut self, commit: Commit) {
+    pub(crate) fn push(&mut self, now: Instant, commit: Commit) {
         self.bytes += bytes(&commit);
-        self.commits.push_back(commit);
-        while self.bytes > self.bytes_max || self.commits.len() > self.revisions_max {
-            let Some(oldest) = self.commits.pop_front() else { break };
-            self.bytes -= bytes(&oldest);
+        self.commits.push_back((now, commit));
+        // No timer: what is too old goes when the next commit comes.
+        while let Some((then, oldest)) = self.commits.front()
+            && (self.bytes > self.bounds.bytes
+                || self.commits.len() > self.bounds.revisions
+                || now.saturating_duration_since(*then) > self.bounds.age)
+        {
+            self.bytes -= bytes(oldest);
             self.floor = oldest.revision;
+            self.commits.pop_front();
         }
     }
 
@@ -47,7 +61,7 @@ impl History {
     /// Commits after `revision`, which must not be below the floor; oldest first.
     pub(crate) fn after(&self, revision: Revision) -> impl Iterator<Item = &Commit> {
         let skip = usize::try_from(revision.0.saturating_sub(self.floor.0)).unwrap_or(usize::MAX);
-        self.commits.iter().skip(skip)
+        self.commits.iter().skip(skip).map(|(_, commit)| commit)
     }
 }
 
@@ -71,11 +85,13 @@ mod tests {
         Commit { revision: Revision(revision), events: Arc::from([event]) }
     }
 
+    const BOUNDS: Bounds = Bounds { bytes: usize::MAX, revisions: usize::MAX, age: Duration::MAX };
+
     #[test]
     fn keeps_the_newest_and_knows_its_floor() {
-        let mut history = History::new(Revision(10), usize::MAX, 3);
+        let mut history = History::new(Revision(10), Bounds { revisions: 3, ..BOUNDS });
         for revision in 11..=15 {
-            history.push(commit(revision));
+            history.push(Instant::now(), commit(revision));
         }
         assert_eq!(history.floor(), Revision(12));
         let after = |r| history.after(Revision(r)).map(|c| c.revision.0).collect::<Vec<_>>();
@@ -87,10 +103,22 @@ mod tests {
 
     #[test]
     fn bytes_bound_it_too() {
-        let mut history = History::new(Revision(0), 3 * (EVENT_OVERHEAD_BYTES + 1), 1000);
+        let bounds = Bounds { bytes: 3 * (EVENT_OVERHEAD_BYTES + 1), ..BOUNDS };
+        let mut history = History::new(Revision(0), bounds);
         for revision in 1..=10 {
-            history.push(commit(revision));
+            history.push(Instant::now(), commit(revision));
         }
         assert_eq!(history.floor(), Revision(7));
+    }
+
+    #[test]
+    fn age_bounds_it_too() {
+        let mut history = History::new(Revision(0), Bounds { age: Duration::from_secs(60), ..BOUNDS });
+        let start = Instant::now();
+        for revision in 1..=10 {
+            history.push(start + Duration::from_secs(20 * revision), commit(revision));
+        }
+        assert_eq!(history.floor(), Revision(6));
+        assert_eq!(history.after(Revision(6)).count(), 4);
     }
 }

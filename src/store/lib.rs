@@ -5,13 +5,14 @@
 //! copy and reads never touch the disk.
 //!
 //! Start with `store.rs`. `mvcc.rs` is the pure heart; `raft/` plugs it and the disk into openraft; `disk/` is all that
-//! touches files; `batch.rs` feeds it, `watch.rs` and `history.rs` tell of it.
+//! touches files; `batch.rs` feeds it, `watch.rs` and `history.rs` tell of it; `backup/` makes files of it and it of files.
 //!
 //! What always holds:
 //! - The log is the only synchronous write. The state tree on disk is a checkpoint; recovery is it plus the log's tail.
 //! - Revisions have no gap and depend on nothing but the log.
 //! - A directory that had data never comes up empty.
 
+pub mod backup;
 mod batch;
 mod config;
 mod disk;

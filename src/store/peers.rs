@@ -145,6 +145,8 @@ pub struct Status {
     pub applied_index: u64,
     /// The newest index that this member knows to be committed.
     pub committed_index: u64,
+    /// The newest index that is no longer in this member's log: who lacks it needs a snapshot.
+    pub purged_index: u64,
     /// The newest index in this member's log.
     pub last_log_index: u64,
     /// The newest index that is covered by this member's checkpoint.

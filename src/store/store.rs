@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
@@ -16,11 +16,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backup::{self, BackupError};
 use crate::batch::{Batcher, Proposal, txn_bytes};
 use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker, Standing};
 use crate::disk::lock::DirLock;
-use crate::disk::thread::Disk;
+use crate::disk::thread::{Disk, OPEN_FREE_BYTES_MIN};
 use crate::disk::{durable, inspect, space};
 use crate::group::Group;
 use crate::group::join::Joined;
@@ -36,7 +37,6 @@ use crate::wire::link::{Chain, Links};
 use crate::wire::serve::Complaints;
 use crate::{ClusterId, CommitError, Config, Freshness, OpenError, ReadError, Revision, Timing, Txn, WatchError};
 
-const IDENTITY: &[u8] = b"identity";
 /// How often this member was started: tells its proposals of one start from those of another.
 const SESSION: &[u8] = b"session";
 
@@ -53,9 +53,6 @@ pub(crate) enum Beginning {
 
 /// Txns that wait to be put into an entry. Whoever comes then waits too.
 const PROPOSALS_MAX: usize = 1024;
-
-/// Entries before a checkpoint that a member of several keeps for those that lag.
-const ENTRIES_KEPT: u64 = 2000;
 
 /// How long parts that are told to stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,10 +84,19 @@ pub(crate) struct Shared {
     closed: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
+impl Shared {
+    fn give_up(&self) {
+        if let Some(disk) = self.disk.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            disk.give_up();
+        }
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         self.stop.cancel();
         self.machine.stop();
+        self.give_up();
     }
 }
 
@@ -212,11 +218,40 @@ impl Store {
         self.shared.machine.revision()
     }
 
+    /// Writes the newest state, with every write that was acknowledged before the call, to the file `path`. Writes go on
+    /// meanwhile. `node` and `version` are for people who look at the file. The file is there as a whole, and on disk,
+    /// when this returns `Ok`; else it is as it was.
+    ///
+    /// # Cancel safety
+    /// The file is written also when the call is dropped.
+    pub async fn backup(
+        &self,
+        path: impl Into<PathBuf>,
+        node: &str,
+        version: &str,
+    ) -> Result<backup::Header, BackupError> {
+        let path = path.into();
+        let snapshot = self.snapshot(Freshness::Linearizable).await?;
+        let header = backup::Header {
+            cluster: self.shared.group.cluster().to_string(),
+            revision: snapshot.revision().0,
+            keys: snapshot.len() as u64,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            node: node.to_string(),
+            version: version.to_string(),
+        };
+        let task = tokio::task::spawn_blocking(move || {
+            backup::save(&snapshot, &header, &path)?;
+            Ok(header)
+        });
+        task.await.map_err(|error| BackupError::Task { detail: error.to_string() })?
+    }
+
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }
 
-    /// Why nothing can be written until a restart, if that is so.
+    /// Why nothing can be written at the moment, if that is so. The store tries by itself until it can again.
     pub fn failed(&self) -> Option<Arc<io::Error>> {
         self.shared.disk.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Disk::failed)
     }
@@ -234,6 +269,7 @@ impl Store {
         }
         shared.stop.cancel();
         shared.machine.stop();
+        shared.give_up();
         shared.tasks.close();
         let stopping = async {
             shared.tasks.wait().await;
@@ -295,7 +331,7 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
     inspect::inspect(&dir.join("sled").join("db"), dir, marker.is_some())?;
     // Before the engine writes anything: a full disk in the middle of its own recovery could not be undone.
     let free = space::free_bytes(dir).map_err(|source| OpenError::NotWritable { dir: dir.to_path_buf(), source })?;
-    if free < 1 << 20 {
+    if free < OPEN_FREE_BYTES_MIN {
         let source = io::Error::from(io::ErrorKind::StorageFull);
         return Err(OpenError::NotWritable { dir: dir.to_path_buf(), source });
     }
@@ -375,8 +411,7 @@ fn next_session(engine: &Engine) -> io::Result<u64> {
     };
     let mut writes = Writes::default();
     writes.put(Space::Meta, SESSION, (last + 1).to_le_bytes().to_vec());
-    engine.write(writes)?;
-    engine.flush()?;
+    engine.write(&writes)?;
     Ok(last + 1)
 }
 
@@ -390,16 +425,9 @@ fn settle_identity(
 ) -> Result<(Identity, Standing), OpenError> {
     let read = |source| OpenError::Engine { file: engine.file().to_path_buf(), source };
     let write = |source| OpenError::Write { file: dir.join("identity"), source };
-    let record = engine.get(Space::Meta, IDENTITY).map_err(read)?;
+    let record = engine.get(Space::Meta, identity::RECORD).map_err(read)?;
     let stored = match &record {
-        Some(record) => {
-            let Some((cluster, member)) = record.split_first_chunk::<16>().and_then(|(cluster, member)| {
-                Some((u128::from_le_bytes(*cluster), u64::from_le_bytes(member.try_into().ok()?)))
-            }) else {
-                return Err(engine.corrupt("its identity is damaged"));
-            };
-            Some(Identity { cluster, member })
-        }
+        Some(record) => Some(Identity::from_record(record).ok_or_else(|| engine.corrupt("its identity is damaged"))?),
         None => None,
     };
     match (stored, marker) {
@@ -432,9 +460,8 @@ fn settle_identity(
             };
             let (identity, standing) = (identity.map_err(write)?, begins_as(beginning));
             let mut writes = Writes::default();
-            let record = [&identity.cluster.to_le_bytes()[..], &identity.member.to_le_bytes()].concat();
-            writes.put(Space::Meta, IDENTITY, record);
-            engine.write(writes).and_then(|()| engine.flush()).map_err(read)?;
+            identity.record(&mut writes);
+            engine.write(&writes).map_err(read)?;
             identity::sync_dir(&dir.join("sled")).map_err(write)?;
             identity::write(dir, &Marker { identity, checkpointed: 0, standing }).map_err(write)?;
             Ok((identity, standing))
@@ -530,15 +557,18 @@ async fn start(config: Config, beginning: Beginning, metrics: Metrics, opened: O
         metrics: metrics.clone(),
         dir: config.dir.clone(),
         free_bytes_min: config.free_bytes_min,
+        failures: disk.failures(),
         record: Mutex::new(config.peer.is_some().then(|| own_record(&config))),
         changing: tokio::sync::Mutex::default(),
+        noted: watch::Sender::new(if joining { Standing::Joining } else { Standing::Member }),
+        heard: Mutex::new(tokio::time::Instant::now()),
         stop: stop.clone(),
     });
     let (proposals, proposed) = mpsc::channel(PROPOSALS_MAX);
     tasks.spawn(Batcher { proposals: proposed, group: group.clone(), session }.run());
     let (reads, asked) = mpsc::channel(READS_MAX);
     tasks.spawn(group.clone().answer_reads(asked));
-    tasks.spawn(checkpoint(machine.clone(), raft.clone(), config.checkpoint_interval, stop.clone()));
+    tasks.spawn(checkpoint(machine.clone(), raft.clone(), config.clone(), stop.clone()));
     let (leads, leader) = watch::channel(lone);
     tasks.spawn(group.clone().keep(leads));
     tasks.spawn(group.clone().promote());
@@ -580,7 +610,8 @@ async fn start(config: Config, beginning: Beginning, metrics: Metrics, opened: O
 
 /// Checkpoints some time after the first change, so that a key that changes often is written once; or at once when the
 /// log has grown long.
-async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop: CancellationToken) {
+async fn checkpoint(machine: Arc<Machine>, raft: Raft, config: Config, stop: CancellationToken) {
+    machine.freeze();
     loop {
         tokio::select! {
             biased;
@@ -591,7 +622,7 @@ async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop:
             biased;
             () = stop.cancelled() => return,
             () = machine.very_dirty.notified() => {}
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(config.checkpoint_interval) => {}
         }
         let mut checkpointed = machine.checkpointed();
         checkpointed.borrow_and_update();
@@ -606,7 +637,7 @@ async fn checkpoint(machine: Arc<Machine>, raft: Raft, interval: Duration, stop:
         };
         // Others may lag a little, and are better served with entries than with everything.
         let others = machine.membership().membership().nodes().count() > 1;
-        let purge = done.saturating_sub(if others { ENTRIES_KEPT } else { 0 });
+        let purge = done.saturating_sub(if others { config.log_entries_kept } else { 0 });
         if purge > 0 && raft.trigger().purge_log(purge).await.is_err() {
             return;
         }

@@ -163,7 +163,8 @@ def payload(work, binary):
     """A second disk with what a user would have downloaded, and the images."""
     folder = f"{work}/payload"
     os.makedirs(folder + "/systemd")
-    shutil.copy(binary, folder + "/mussel")
+    # A debug build is mostly what debuggers read.
+    subprocess.run(["objcopy", "--strip-debug", binary, folder + "/mussel"], check=True, timeout=60)
     os.chmod(folder + "/mussel", 0o755)
     shutil.copy(f"{ROOT}/install.sh", folder)
     shutil.copy(f"{ROOT}/systemd/mussel.service", folder + "/systemd")
@@ -177,7 +178,7 @@ def payload(work, binary):
     with open(folder + "/many.yaml", "w") as file:
         for number in range(WRITES):
             file.write(f"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: written-{number}}}\ndata: {{n: '{number}'}}\n")
-    subprocess.run(["truncate", "-s", "400M", f"{work}/payload.img"], check=True, timeout=20)
+    subprocess.run(["truncate", "-s", "600M", f"{work}/payload.img"], check=True, timeout=20)
     subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-d", folder, f"{work}/payload.img"], check=True, timeout=120)
     shutil.rmtree(folder)
 
@@ -230,6 +231,14 @@ class Steps:
             seen = m.sh(f"cd /sys/fs/cgroup{where} && cat memory.max cpu.max").split("\n")
             if seen != [str(48 << 20), "25000 100000"]:
                 raise Failed(f"{where}: {seen}")
+
+    def devices(self):
+        """a container uses its own devices and no others, and may make nodes"""
+        script = ("head -c 1 /dev/zero >/dev/null && mknod /tmp/disk b 254 0 && mknod /tmp/zero c 1 5 && head -c 1 /tmp/zero >/dev/null "
+                  "&& { head -c 1 /tmp/disk 2>&1 || true; }")
+        seen = self.m.sh(f"kubectl exec limited -- sh -c '{script}'")
+        if "Operation not permitted" not in seen:
+            raise Failed(f"the machine's disk was opened: {seen[:200]}")
 
     def service(self):
         """a Service answers from the machine"""
@@ -299,8 +308,8 @@ def main():
         subprocess.run(["cp", "--sparse=always", f"{origin}/disk.img", f"{work}/disk.img"], check=True, timeout=120)
         payload(work, binary)
         machine.boot()
-        for step in (steps.install, steps.install_again, steps.limits, steps.service, steps.restart, steps.power_cut,
-                     steps.uninstall):
+        for step in (steps.install, steps.install_again, steps.limits, steps.devices, steps.service, steps.restart,
+                     steps.power_cut, steps.uninstall):
             started = time.monotonic()
             try:
                 step()

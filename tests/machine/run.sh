@@ -17,6 +17,7 @@ command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"
 command -v debootstrap >/dev/null || missing="$missing debootstrap"
 command -v mkfs.ext4 >/dev/null || missing="$missing e2fsprogs"
 command -v busybox >/dev/null || missing="$missing busybox-static"
+command -v objcopy >/dev/null || missing="$missing binutils"
 if [ -n "$missing" ]; then
     # shellcheck disable=SC2086
     { timeout 300 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq \

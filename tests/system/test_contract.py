@@ -90,3 +90,27 @@ class SecondAndCorrupt(lab.Case):
         self.assertIn(done.code, (1, 2), done)
         self.assertIn(self.m.data, done.err + done.out)
         self.m.kubectl("create", "configmap", "still-works")
+
+    def test_a_damaged_store_is_refused_and_kept(self):
+        self.m = lab.Machine(archives=[]).start()
+        self.m.kubectl("create", "configmap", "precious")
+        self.m.stop()
+        files = self.m.sh(f"find {self.m.data}/server/db -name db -type f").split()
+        self.assertEqual(len(files), 1, files)
+        with open(files[0], "r+b") as file:
+            good = file.read()
+            file.seek(0)
+            file.write(b"\xa5" * len(good))
+        done = self.m.exec(*self.m.command(), check=False, timeout=30)
+        self.assertEqual(done.code, 1, done)
+        self.assertNotIn("panicked", done.err)
+        # One line with the file and what to do.
+        last = (done.out + done.err).strip().splitlines()[-1]
+        self.assertIn(self.m.data + "/server/db", last)
+        self.assertIn("restore it from a backup", last)
+        with open(files[0], "rb") as file:
+            self.assertEqual(file.read(), b"\xa5" * len(good), "the damaged file is as it was")
+        with open(files[0], "wb") as file:
+            file.write(good)
+        self.m.start()
+        self.m.kubectl("get", "configmap", "precious")

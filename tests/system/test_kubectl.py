@@ -62,31 +62,12 @@ class Verbs(lab.Case):
         self.assertEqual(changed.code, 1, changed)
         self.assertIn("+  key: c", changed.out)
 
-    def test_logs_and_exec(self):
+    def test_logs(self):
         self.assertEqual(self.m.out("logs", "daily"), "started")
-        self.assertEqual(self.m.out("exec", "-i", "daily", "--", "cat", input="through"), "through")
-        self.assertEqual(self.m.kubectl("exec", "daily", "--", "sh", "-c", "exit 7", check=False).code, 7)
         self.m.run_pod("talker", "echo one; sleep 1; echo two; sleep 100000")
         follow = self.m.spawn(lab.KUBECTL, "logs", "-f", "talker", stdout=subprocess.PIPE)
         self.assertEqual([follow.stdout.readline() for _ in range(2)], ["one\n", "two\n"])
         follow.kill()
-
-    def test_exec_with_a_terminal(self):
-        self.assertIn("/dev/pts/", self.m.exec(
-            "script", "-qec", f"{lab.KUBECTL} exec -it daily -- tty", "/dev/null").out)
-
-    def test_cp(self):
-        with open(self.m.dir + "/up", "w") as file:
-            file.write("up and down")
-        self.m.kubectl("cp", self.m.dir + "/up", "daily:/tmp/up")
-        self.m.kubectl("cp", "daily:/tmp/up", self.m.dir + "/down")
-        self.assertEqual(open(self.m.dir + "/down").read(), "up and down")
-
-    def test_port_forward(self):
-        self.m.spawn(lab.KUBECTL, "port-forward", "deployment/web", "18080:80", stdout=subprocess.DEVNULL,
-                     stderr=subprocess.DEVNULL)
-        for _ in range(2):
-            wait_for("an answer", lambda: self.m.get_url("http://127.0.0.1:18080/").startswith("web-"), 15)
 
     def test_run_and_remove(self):
         done = self.m.kubectl("run", "once", "--image=" + BUSYBOX, "--rm", "-i", "--restart=Never", "--", "echo", "done",
@@ -104,6 +85,70 @@ class Verbs(lab.Case):
         self.assertEqual(len(self.m.out("create", "token", "default").split(".")), 3)
         self.assertEqual(self.m.out("auth", "can-i", "delete", "pods"), "yes")
         self.assertEqual(self.m.kubectl("auth", "can-i", "delete", "pods", "--as=nobody", check=False).out.strip(), "no")
+
+
+class Streams(lab.Case):
+    """exec, attach, cp and port-forward over WebSocket, which is what kubectl tries first."""
+
+    protocol = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "true", "KUBECTL_PORT_FORWARD_WEBSOCKETS": "true"}
+    upgrade = "websocket"
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.m.run_pod("daily", "echo started; sleep 100000")
+        cls.m.deploy("web")
+
+    def kubectl(self, *args, **options):
+        return self.m.exec(lab.KUBECTL, *args, env=self.protocol, **options)
+
+    def test_the_protocol_is_the_one_meant(self):
+        asked = self.kubectl("exec", "-v=8", "daily", "--", "true").err
+        self.assertRegex(asked.lower(), f"upgrade: {self.upgrade}")
+
+    def test_exec(self):
+        self.assertEqual(self.kubectl("exec", "-i", "daily", "--", "cat", input="through").out, "through")
+        done = self.kubectl("exec", "daily", "--", "sh", "-c", "echo out; echo err >&2; exit 7", check=False)
+        self.assertEqual((done.code, done.out), (7, "out\n"))
+        self.assertIn("err\n", done.err)
+        # More than any window or pipe on the way holds, in both directions at once.
+        much = "0123456789abcde\n" * 200000
+        self.assertEqual(self.kubectl("exec", "-i", "daily", "--", "cat", input=much, timeout=60).out, much)
+        self.assertIn("executable file not found", self.kubectl("exec", "daily", "--", "nope", check=False).err)
+
+    def test_exec_with_a_terminal(self):
+        done = self.m.exec("script", "-qec", f"{lab.KUBECTL} exec -it daily -- tty", "/dev/null", env=self.protocol)
+        self.assertIn("/dev/pts/", done.out)
+
+    def test_attach(self):
+        self.m.run_pod("listener", "read line; echo got $line; sleep 100000", container={"stdin": True})
+        attached = self.m.spawn("env", *[f"{name}={value}" for name, value in self.protocol.items()],
+                                lab.KUBECTL, "attach", "-i", "listener", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL)
+        attached.stdin.write("this\n")
+        attached.stdin.flush()
+        self.assertEqual(attached.stdout.readline(), "got this\n")
+        attached.kill()
+
+    def test_cp(self):
+        with open(self.m.dir + "/up", "w") as file:
+            file.write("up and down")
+        self.kubectl("cp", self.m.dir + "/up", "daily:/tmp/up")
+        self.kubectl("cp", "daily:/tmp/up", self.m.dir + "/down")
+        self.assertEqual(open(self.m.dir + "/down").read(), "up and down")
+
+    def test_port_forward(self):
+        self.m.spawn("env", *[f"{name}={value}" for name, value in self.protocol.items()], lab.KUBECTL, "port-forward",
+                     "deployment/web", "18080:80", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(2):
+            wait_for("an answer", lambda: self.m.get_url("http://127.0.0.1:18080/").startswith("web-"), 15)
+
+
+class StreamsBySpdy(Streams):
+    """The same over SPDY, which older clients speak and newer ones fall back to."""
+
+    protocol = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false", "KUBECTL_PORT_FORWARD_WEBSOCKETS": "false"}
+    upgrade = "spdy/3.1"
 
 
 class Drain(lab.Case):

@@ -228,3 +228,57 @@ class Probes(lab.Case):
                     livenessProbe={"exec": {"command": ["test", "-e", "/tmp/up"]}, "periodSeconds": 1, "failureThreshold": 1})
         wait_for("readiness", lambda: self.ready("slow"), 20)
         self.assertEqual(self.restarts("slow"), 0)
+
+
+class Seccomp(lab.Case):
+    """Profiles hold for the first process and for every exec, and leave no capability behind."""
+
+    status = "sed -n 's/^Seccomp:[[:space:]]*//p; s/^CapEff:[[:space:]]*//p' /proc/self/status"
+
+    def seen(self, pod):
+        """(seccomp mode, capabilities) of the first process and of an exec."""
+        def words(text):
+            found = text.split()
+            return found[1], found[0]
+        return words(self.m.out("logs", pod)), words(self.m.out("exec", pod, "--", "sh", "-c", self.status))
+
+    def run_with(self, name, **context):
+        self.m.run_pod(name, f"{self.status}; sleep 100000", container={"securityContext": context})
+        wait_for("its log", lambda: len(self.m.out("logs", name).split()) == 2)
+        return self.seen(name)
+
+    def test_runtime_default(self):
+        plain = self.run_with("no-profile")
+        self.assertEqual([mode for mode, _ in plain], ["0", "0"])
+        default = {"seccompProfile": {"type": "RuntimeDefault"}}
+        filtered = self.run_with("default", **default)
+        self.assertEqual([mode for mode, _ in filtered], ["2", "2"])
+        self.assertEqual([caps for _, caps in filtered], [caps for _, caps in plain], "capabilities are the same")
+        user = self.run_with("default-user", runAsUser=1000, **default)
+        self.assertEqual(user, (("2", "0" * 16), ("2", "0" * 16)))
+        locked = self.run_with("default-locked", allowPrivilegeEscalation=False, **default)
+        self.assertEqual([mode for mode, _ in locked], ["2", "2"])
+        self.assertEqual(self.run_with("privileged", privileged=True, seccompProfile={"type": "Unconfined"})[0][0], "0")
+        # Not even the right capability opens a call that nobody needs; others it does open.
+        keys = "exec 2>&1; unshare -m true && echo unshared; true"
+        self.m.run_pod("unshares", container={"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}, **default}})
+        self.assertIn("unshared", self.m.out("exec", "unshares", "--", "sh", "-c", keys))
+        self.assertIn("ermitted", self.m.out("exec", "default", "--", "sh", "-c", keys))
+
+    def test_a_profile_of_the_node(self):
+        folder = self.m.data + "/agent/kubelet/seccomp"
+        self.m.sh(f"mkdir -p {folder}/team")
+        with open(folder + "/team/no-mkdir.json", "w") as file:
+            json.dump({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}, file)
+        local = {"type": "Localhost", "localhostProfile": "team/no-mkdir.json"}
+        self.assertEqual([mode for mode, _ in self.run_with("local", seccompProfile=local)], ["2", "2"])
+        done = self.m.kubectl("exec", "local", "--", "sh", "-c", "touch /tmp/a && mkdir /tmp/b", check=False)
+        self.assertIn("No space left on device", done.err)
+        self.m.run_pod("lost", wait=False, container={"securityContext": {
+            "seccompProfile": {"type": "Localhost", "localhostProfile": "nowhere.json"}}})
+        def waiting():
+            statuses = self.m.pod("lost")["status"].get("containerStatuses") or [{}]
+            state = statuses[0].get("state", {}).get("waiting", {})
+            return state.get("reason") == "CreateContainerError" and state["message"]
+        self.assertIn("nowhere.json", wait_for("the reason", waiting))

@@ -1,6 +1,6 @@
 //! Signs what joining nodes ask for. The machine brings a key; what the certificate says is decided here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use http_body_util::{BodyExt as _, Limited};
 use mussel_apiserver::{Body, Response, Status};
@@ -39,7 +39,8 @@ impl Supervisor {
         }
         let mut ips = addresses(&parts.headers, protocol::NODE_IP_HEADER)?;
         // Nor their addresses; two sites may have the same private ones, so that is no reason to refuse.
-        ips.retain(|ip| !reserved.ip_addresses.contains(ip) && !ip.is_loopback());
+        let servers = self.server_ips();
+        ips.retain(|ip| !reserved.ip_addresses.contains(ip) && !servers.contains(ip) && !ip.is_loopback());
         let csr = Limited::new(body, REQUEST_BYTES_MAX).collect().await;
         let csr = csr.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?.to_bytes();
         let (_, client) = self.api()?;
@@ -50,6 +51,12 @@ impl Supervisor {
         })?;
         tracing::info!(node, certificate = certificate.file(), "certificate signed");
         Ok(text(&signed))
+    }
+
+    /// The addresses of all servers.
+    fn server_ips(&self) -> Vec<IpAddr> {
+        let members = self.0.store.get().map(mussel_store::Store::members).unwrap_or_default();
+        members.iter().filter_map(|member| Some(member.address.parse::<SocketAddr>().ok()?.ip())).collect()
     }
 }
 

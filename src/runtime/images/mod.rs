@@ -50,7 +50,6 @@ struct Inner {
     registries: Registries,
     /// Layers and images that are being fetched: whoever wants the same one waits instead of fetching it again.
     under_way: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    clients: pull::Clients,
 }
 
 impl Images {
@@ -65,7 +64,6 @@ impl Images {
             index: RwLock::new(index),
             registries,
             under_way: Mutex::default(),
-            clients: pull::Clients::default(),
         }));
         for entry in fs::read_dir(images.0.dir.join("aside"))? {
             let path = entry?.path();

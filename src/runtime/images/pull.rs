@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -20,7 +19,7 @@ use sha2::{Digest, Sha256};
 use super::index::Record;
 use super::platform::{self, DOCUMENT_BYTES_MAX, Descriptor, ImageConfiguration, Platform};
 use super::reference::{Reference, ReferenceError, is_digest};
-use super::registries::{Auth, Endpoint, Tls};
+use super::registries::{Auth, Endpoint};
 use super::unpack::hex;
 use super::{Images, LayerError};
 
@@ -55,10 +54,6 @@ pub enum PullError {
     Interrupted,
 }
 
-/// One HTTP client for each way of talking to registries; they keep connections and tokens.
-#[derive(Default)]
-pub struct Clients(Mutex<BTreeMap<(String, bool, Option<Tls>), Client>>);
-
 impl Images {
     /// Pulls an image and returns its id. One that is here already costs a question to the registry.
     pub async fn pull(&self, text: &str, auth: Option<Auth>) -> Result<String, PullError> {
@@ -87,13 +82,10 @@ impl Images {
         Err(first_error.unwrap_or(PullError::NotFound { image: text.to_owned() }))
     }
 
+    /// A client for one pull. It remembers who was the first to ask its registry, so another pod, which may bring other
+    /// credentials or none, must not get the same one.
     fn client(&self, endpoint: &Endpoint) -> Result<Client, PullError> {
         let tls = self.0.registries.config(&endpoint.host).and_then(|config| config.tls.clone());
-        let key = (endpoint.host.clone(), endpoint.plain_http, tls.clone());
-        let mut clients = self.0.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&key) {
-            return Ok(client.clone());
-        }
         let mut config = ClientConfig {
             protocol: if endpoint.plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
             platform_resolver: Some(Box::new(|entries| {
@@ -123,9 +115,7 @@ impl Images {
                 config.extra_root_certificates.push(Certificate { encoding: CertificateEncoding::Pem, data });
             }
         }
-        let client = Client::new(config);
-        clients.insert(key, client.clone());
-        Ok(client)
+        Ok(Client::new(config))
     }
 }
 
@@ -139,6 +129,8 @@ struct Pull<'a> {
 impl Pull<'_> {
     async fn run(&self, auth: Option<Auth>) -> Result<String, PullError> {
         let client = self.images.client(self.endpoint)?;
+        // What a pod brings is for the registry that it names. A mirror has its own in registries.yaml.
+        let auth = auth.filter(|_| !self.endpoint.is_mirror);
         let auth = auth.or_else(|| self.images.0.registries.config(&self.endpoint.host)?.auth.clone());
         let auth = auth.map_or(RegistryAuth::Anonymous, credentials);
         let source = self.source();

@@ -55,7 +55,7 @@ impl std::fmt::Debug for Auth {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Tls {
     pub ca_file: Option<PathBuf>,

@@ -4,7 +4,7 @@
 //! none of that reaches the shim, and when the fork ends its children become the shim's, who is their subreaper.
 
 use std::error::Error;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -15,8 +15,10 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fchown, fork, pipe2};
 
+use super::filter::Filtered;
 use super::protocol::{Exec, Start};
 use super::trace;
+use crate::device_filter;
 
 /// A fork at work. `result` becomes readable when it is done.
 pub struct Launch {
@@ -105,8 +107,15 @@ impl Stdio {
         Ok(())
     }
 
-    fn builder(self, root: &Path, container: &str, console: Option<&Path>) -> Result<ContainerBuilder, String> {
+    fn builder(
+        self,
+        root: &Path,
+        container: &str,
+        bundle: &Path,
+        console: Option<&Path>,
+    ) -> Result<ContainerBuilder, String> {
         let mut builder = ContainerBuilder::new(container.to_owned(), SyscallType::default())
+            .with_executor(Filtered::of(bundle)?)
             .with_root_path(root)
             .map_err(|error| describe(&error))?
             .with_console_socket(console);
@@ -127,22 +136,32 @@ impl Stdio {
 pub fn start(root: &Path, start: &Start, stdio: Stdio, console: Option<&Path>) -> Result<i32, String> {
     stdio.give_to(start.uid, start.gid)?;
     let mut container = stdio
-        .builder(root, &start.container, console)?
+        .builder(root, &start.container, &start.bundle, console)?
         .as_init(&start.bundle)
         .with_systemd(false)
         .with_detach(true)
         .build()
         .map_err(|error| describe(&error))?;
     let pid = container.pid().ok_or("the container has no process")?.as_raw();
+    // On version 2 of cgroups, which is one hierarchy. The container waits to be started until this is done.
+    match (fs::read(start.bundle.join(device_filter::FILE)), start.cgroups.first()) {
+        (Ok(program), Some(cgroup)) => {
+            device_filter::attach(&program, cgroup).map_err(|error| format!("attach device filter: {error}"))?;
+        }
+        (Err(error), _) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(format!("read device filter: {error}"));
+        }
+        _ => {}
+    }
     container.start().map_err(|error| describe(&error))?;
     Ok(pid)
 }
 
-/// Starts one more process in a container.
-pub fn exec(root: &Path, exec: &Exec, stdio: Stdio) -> Result<i32, String> {
+/// Starts one more process in the container of the bundle.
+pub fn exec(root: &Path, bundle: &Path, exec: &Exec, stdio: Stdio) -> Result<i32, String> {
     stdio.give_to(exec.uid, exec.gid)?;
     stdio
-        .builder(root, &exec.container, exec.console.as_deref())?
+        .builder(root, &exec.container, bundle, exec.console.as_deref())?
         .as_tenant()
         .with_detach(true)
         .with_process(Some(&exec.process))

@@ -6,6 +6,7 @@
 //! Invariants: every child is reaped; a container's exit is on disk before it is announced; nothing that a container
 //! or a client does blocks the loop.
 
+pub(crate) mod filter;
 mod launch;
 mod log;
 pub mod protocol;

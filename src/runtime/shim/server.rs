@@ -321,7 +321,7 @@ impl Server {
     }
 
     fn exec(&mut self, connection: u64, request: u64, exec: Exec, fds: Vec<OwnedFd>) -> Result<(), String> {
-        self.running(&exec.container)?;
+        let bundle = self.running(&exec.container)?.start.bundle.clone();
         let mut fds = fds.into_iter();
         let null =
             || fs::File::open("/dev/null").map(OwnedFd::from).map_err(|error| format!("open /dev/null: {error}"));
@@ -343,7 +343,8 @@ impl Server {
             }
         };
         let root = self.dir.join("oci");
-        let launch = Launch::new(|| launch::exec(&root, &exec, stdio)).map_err(|error| format!("fork: {error}"))?;
+        let launch =
+            Launch::new(|| launch::exec(&root, &bundle, &exec, stdio)).map_err(|error| format!("fork: {error}"))?;
         self.pending.push(Pending { launch, making: Making::Exec { id: exec.exec }, connection, request });
         Ok(())
     }

@@ -1,32 +1,41 @@
 //! The database behind a narrow type. The only file that knows sled, so that its version, or itself, can change.
 //!
 //! One ordered key space holds three kinds of records, told apart by the first byte of the key, so that a batch is atomic
-//! across them. sled recovers a prefix of what was written, in order, and a batch as a whole.
+//! across them. sled recovers a prefix of what was written, in order, and a batch as a whole. Each record carries a
+//! checksum over its key and value: sled checks what it reads from its file, and this checks what sled makes of it.
 //!
-//! sled keeps up to 16 records in a page and moves a page that outgrows its segment to a file of its own, which it does
-//! not make durable. So a long value is cut into chunks, small enough for any page to fit.
+//! sled keeps up to 16 records in a page and moves a page of more than a quarter of a segment to a file of its own, a
+//! blob, which it does not make durable. So a long value is cut into chunks, small enough for any page to fit; and what
+//! becomes a blob nevertheless, by very long keys, is made durable here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use crate::OpenError;
+use crate::disk::durable::{self, Deferred};
 use crate::disk::lock::DirLock;
 
-/// 17 records of this size, the most a page holds before it splits, stay below the segment size of 512 KiB.
-const CHUNK_BYTES_MAX: usize = 24 << 10;
+/// 20 records of this size with their keys, the most that merging makes a page hold, stay below 128 KiB.
+const CHUNK_BYTES_MAX: usize = 5 << 10;
 
-/// sled's default; fixed here because `inspect.rs` relies on it.
+/// sled's default; fixed here because `inspect.rs` and `durable.rs` rely on it.
 pub(crate) const SEGMENT_BYTES: usize = 512 << 10;
 
 /// How long a database that this process closed may take to be free again: sled lets go of its file in the background.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 
-const WHOLE: u8 = 0;
-const CHUNKED: u8 = 1;
+/// What a scan reads at a time. Writers wait for it.
+const SCAN_RECORDS: usize = 256;
+
+const WHOLE: u8 = 2;
+const CHUNKED: u8 = 3;
+const CHECKSUM_BYTES: usize = 4;
 
 /// The kinds of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,17 +83,59 @@ impl Writes {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
+    }
 }
 
 pub(crate) struct Engine {
-    db: sled::Db,
+    /// Exclusive for a write until it is durable, see `durable.rs`. `None` when it could not be opened again.
+    db: RwLock<Option<Open>>,
+    config: sled::Config,
+    /// sled's folder.
+    path: PathBuf,
     /// The database's own file, for messages.
     file: PathBuf,
     /// How many chunks the long values have.
     chunks: Mutex<HashMap<Vec<u8>, u16>>,
+    /// What the last durable batch ended with: a database that is opened again has to have it.
+    witness: Mutex<Option<(Vec<u8>, Option<Vec<u8>>)>>,
     // Dropped after the database is closed.
     _lock: DirLock,
     _closed: tokio::sync::oneshot::Sender<()>,
+}
+
+struct Open {
+    db: sled::Db,
+    /// The database's file once more, to sync it.
+    file: File,
+    /// sled's folder of blobs, and those in it that are durable.
+    blobs: PathBuf,
+    blobs_synced: HashSet<OsString>,
+    _deferred: Deferred,
+}
+
+impl Open {
+    fn sync(&mut self) -> io::Result<()> {
+        let mut found = HashSet::new();
+        for blob in fs::read_dir(&self.blobs)? {
+            found.insert(blob?.file_name());
+        }
+        if found.iter().any(|blob| !self.blobs_synced.contains(blob)) {
+            for blob in found.difference(&self.blobs_synced) {
+                match File::open(self.blobs.join(blob)) {
+                    Ok(file) => file.sync_all()?,
+                    // Removed meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            File::open(&self.blobs)?.sync_all()?;
+        }
+        self.blobs_synced = found;
+        self.file.sync_data()
+    }
 }
 
 impl Engine {
@@ -102,27 +153,51 @@ impl Engine {
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None)
             .mode(sled::Mode::LowSpace);
-        let start = Instant::now();
-        let opened = loop {
-            // sled meets some kinds of damage with a panic. It is at the top of a call that has changed nothing of ours.
-            let opened = panic::catch_unwind(AssertUnwindSafe(|| config.open()));
-            match &opened {
-                // Nobody else can have it: `lock` is ours.
-                Ok(Err(error)) if is_locked(error) && start.elapsed() < CLOSING_TIMEOUT => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                _ => break opened,
-            }
-        };
-        let db = match opened {
-            Ok(Ok(db)) => db,
-            Ok(Err(error)) => return Err(open_error(error, &file, &path)),
-            Err(_) => return Err(OpenError::Corrupt { file, detail: "the engine gave up reading it".to_string() }),
-        };
+        let open = open(&config, &path, &file)?;
         let (closed, on_closed) = tokio::sync::oneshot::channel();
-        let engine = Engine { db, file, chunks: Mutex::default(), _lock: lock, _closed: closed };
+        let engine = Engine {
+            db: RwLock::new(Some(open)),
+            config,
+            path,
+            file,
+            chunks: Mutex::default(),
+            witness: Mutex::default(),
+            _lock: lock,
+            _closed: closed,
+        };
         engine.count_chunks().map_err(|e| engine.corrupt(e.to_string()))?;
         Ok((engine, on_closed))
+    }
+
+    /// Closes the database and opens it again, after an error that left sled unusable. What was durable before is
+    /// there again; what was not may or may not be, as after a crash.
+    ///
+    /// # Errors
+    /// The database stays closed: reads and writes fail until a later call succeeds.
+    pub(crate) fn reopen(&self) -> io::Result<()> {
+        let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = slot.take() {
+            // sled ends a failing close with a panic.
+            if panic::catch_unwind(AssertUnwindSafe(|| drop(open))).is_err() {
+                tracing::warn!(file = %self.file.display(), "the engine did not close cleanly");
+            }
+        }
+        // After a failed write-back the kernel has pages in memory that the disk does not have.
+        durable::forget_cached(&File::open(&self.file)?);
+        let open = open(&self.config, &self.path, &self.file).map_err(|error| match error {
+            OpenError::Engine { source, .. } | OpenError::NotWritable { source, .. } => source,
+            other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
+        })?;
+        *slot = Some(open);
+        drop(slot);
+        self.count_chunks()?;
+        let witness = self.witness.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((full_key, value)) = witness
+            && self.get_full(&full_key)? != value
+        {
+            return Err(self.damaged(&full_key, "is not what was written last"));
+        }
+        Ok(())
     }
 
     pub(crate) fn corrupt(&self, detail: impl Into<String>) -> OpenError {
@@ -133,10 +208,15 @@ impl Engine {
         &self.file
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, Option<Open>> {
+        self.db.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn count_chunks(&self) -> io::Result<()> {
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in self.db.scan_prefix([CHUNKS]).keys() {
-            let key = key.map_err(io_error)?;
+        chunks.clear();
+        for key in opened(&self.read())?.db.scan_prefix([CHUNKS]).keys() {
+            let key = key.map_err(|error| io_error(error, &self.file))?;
             let Some((full_key, index)) = key.get(1..).and_then(|key| key.split_last_chunk()) else {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "chunk key is too short"));
             };
@@ -147,79 +227,221 @@ impl Engine {
     }
 
     pub(crate) fn get(&self, space: Space, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let full_key = space.key(key);
-        match self.db.get(&full_key).map_err(io_error)? {
-            Some(record) => self.whole(&full_key, &record).map(Some),
+        self.get_full(&space.key(key))
+    }
+
+    fn get_full(&self, full_key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let guard = self.read();
+        let db = &opened(&guard)?.db;
+        match db.get(full_key).map_err(|error| io_error(error, &self.file))? {
+            Some(record) => self.whole(db, full_key, &record).map(Some),
             None => Ok(None),
         }
     }
 
-    /// All records of `space` from `start` on, in key order.
-    pub(crate) fn scan(&self, space: Space, start: &[u8]) -> impl Iterator<Item = io::Result<(Vec<u8>, Vec<u8>)>> + '_ {
-        self.db.range(space.key(start)..vec![space as u8 + 1]).map(|record| {
-            let (full_key, record) = record.map_err(io_error)?;
-            let value = self.whole(&full_key, &record)?;
-            Ok((full_key[1..].to_vec(), value))
-        })
+    /// All records of `space` from `start` on, in key order. Records that change meanwhile may be seen before or after.
+    pub(crate) fn scan(&self, space: Space, start: &[u8]) -> Scan<'_> {
+        Scan { engine: self, next: Some(space.key(start)), end: vec![space as u8 + 1], read: VecDeque::new() }
     }
 
-    fn whole(&self, full_key: &[u8], record: &[u8]) -> io::Result<Vec<u8>> {
-        let invalid = |detail| io::Error::new(io::ErrorKind::InvalidData, detail);
-        match record.split_first() {
-            Some((&WHOLE, value)) => Ok(value.to_vec()),
-            Some((&CHUNKED, count)) => {
-                let count = count.try_into().map(u16::from_be_bytes).map_err(|_| invalid("chunk count is damaged"))?;
+    fn whole(&self, db: &sled::Db, full_key: &[u8], record: &[u8]) -> io::Result<Vec<u8>> {
+        let damaged = |what| self.damaged(full_key, what);
+        let Some((form, rest)) = record.split_first() else { return Err(damaged("is empty")) };
+        let Some((sum, body)) = rest.split_first_chunk::<CHECKSUM_BYTES>() else { return Err(damaged("is too short")) };
+        let value = match *form {
+            WHOLE => body.to_vec(),
+            CHUNKED => {
+                let count =
+                    body.try_into().map(u16::from_be_bytes).map_err(|_| damaged("has a damaged chunk count"))?;
                 let mut value = Vec::with_capacity(usize::from(count) * CHUNK_BYTES_MAX);
                 for index in 0..count {
-                    let chunk = self.db.get(chunk_key(full_key, index)).map_err(io_error)?;
-                    value.extend_from_slice(&chunk.ok_or_else(|| invalid("a chunk of a long value is missing"))?);
+                    let chunk = db.get(chunk_key(full_key, index)).map_err(|error| io_error(error, &self.file))?;
+                    value.extend_from_slice(&chunk.ok_or_else(|| damaged("misses a chunk"))?);
                 }
-                Ok(value)
+                value
             }
-            _ => Err(invalid("record has no known form")),
+            _ => return Err(damaged("has no known form")),
+        };
+        if checksum(full_key, &value) != *sum {
+            return Err(damaged("does not match its checksum"));
         }
+        Ok(value)
     }
 
-    /// Applies all changes or none. They are durable after the next [`Engine::flush`].
-    pub(crate) fn write(&self, writes: Writes) -> io::Result<()> {
+    fn damaged(&self, full_key: &[u8], what: &str) -> io::Error {
+        let detail = format!("{}: record {} {what}", self.file.display(), name(full_key));
+        io::Error::new(io::ErrorKind::InvalidData, detail)
+    }
+
+    /// Applies all changes or none. They are durable when this returns.
+    ///
+    /// # Errors
+    /// The changes may or may not be there, and sled takes no more of them: [`Engine::reopen`] it.
+    pub(crate) fn write(&self, writes: &Writes) -> io::Result<()> {
+        let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let open = slot.as_mut().ok_or_else(closed)?;
+        let batch = self.batch(writes)?;
+        // sled meets some errors with a panic.
+        let written = panic::catch_unwind(AssertUnwindSafe(|| {
+            open.db.apply_batch(batch)?;
+            open.db.flush()
+        }));
+        match written {
+            Ok(Ok(_)) => open.sync()?,
+            Ok(Err(error)) => return Err(io_error(error, &self.file)),
+            Err(_) => return Err(io::Error::other("the engine gave up writing")),
+        }
+        if let Some(last) = writes.0.last() {
+            *self.witness.lock().unwrap_or_else(PoisonError::into_inner) = Some(last.clone());
+        }
+        Ok(())
+    }
+
+    fn batch(&self, writes: &Writes) -> io::Result<sled::Batch> {
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = sled::Batch::default();
-        for (full_key, value) in writes.0 {
-            let chunks_before = chunks.remove(&full_key).unwrap_or(0);
+        for (full_key, value) in &writes.0 {
+            let chunks_before = chunks.remove(full_key).unwrap_or(0);
             let chunks_now = match value {
                 None => {
                     batch.remove(full_key.as_slice());
                     0
                 }
                 Some(value) if value.len() <= CHUNK_BYTES_MAX => {
-                    batch.insert(full_key.as_slice(), [&[WHOLE], value.as_slice()].concat());
+                    batch.insert(full_key.as_slice(), [&[WHOLE], &checksum(full_key, value)[..], value].concat());
                     0
                 }
                 Some(value) => {
                     let count = u16::try_from(value.len().div_ceil(CHUNK_BYTES_MAX))
                         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "value is too long"))?;
                     for (index, chunk) in (0..).zip(value.chunks(CHUNK_BYTES_MAX)) {
-                        batch.insert(chunk_key(&full_key, index), chunk);
+                        batch.insert(chunk_key(full_key, index), chunk);
                     }
-                    batch.insert(full_key.as_slice(), [&[CHUNKED][..], &count.to_be_bytes()].concat());
+                    let head = [&[CHUNKED], &checksum(full_key, value)[..], &count.to_be_bytes()].concat();
+                    batch.insert(full_key.as_slice(), head);
                     chunks.insert(full_key.clone(), count);
                     count
                 }
             };
             for index in chunks_now..chunks_before {
-                batch.remove(chunk_key(&full_key, index));
+                batch.remove(chunk_key(full_key, index));
             }
         }
-        self.db.apply_batch(batch).map_err(io_error)
-    }
-
-    /// Everything written before is on disk when this returns.
-    pub(crate) fn flush(&self) -> io::Result<()> {
-        self.db.flush().map(drop).map_err(io_error)
+        Ok(batch)
     }
 
     pub(crate) fn bytes_on_disk(&self) -> io::Result<u64> {
-        self.db.size_on_disk().map_err(io_error)
+        opened(&self.read())?.db.size_on_disk().map_err(|error| io_error(error, &self.file))
+    }
+}
+
+/// Reads a bounded number of records at a time, so that no writer waits for a whole scan.
+pub(crate) struct Scan<'a> {
+    engine: &'a Engine,
+    /// Where to go on; `None` at the end.
+    next: Option<Vec<u8>>,
+    end: Vec<u8>,
+    read: VecDeque<io::Result<(Vec<u8>, Vec<u8>)>>,
+}
+
+impl Iterator for Scan<'_> {
+    /// The key within its space, and the value.
+    type Item = io::Result<(Vec<u8>, Vec<u8>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.read.is_empty() {
+            self.fill();
+        }
+        self.read.pop_front()
+    }
+}
+
+impl Scan<'_> {
+    fn fill(&mut self) {
+        let Some(start) = self.next.take() else { return };
+        let guard = self.engine.read();
+        let open = match opened(&guard) {
+            Ok(open) => open,
+            Err(error) => return self.read.push_back(Err(error)),
+        };
+        for record in open.db.range(start..self.end.clone()).take(SCAN_RECORDS) {
+            let read = record.map_err(|error| io_error(error, &self.engine.file)).and_then(|(full_key, record)| {
+                let value = self.engine.whole(&open.db, &full_key, &record)?;
+                // The key that follows at once.
+                self.next = Some([&full_key[..], &[0]].concat());
+                Ok((full_key[1..].to_vec(), value))
+            });
+            let failed = read.is_err();
+            self.read.push_back(read);
+            if failed {
+                self.next = None;
+                return;
+            }
+        }
+        if self.read.len() < SCAN_RECORDS {
+            self.next = None;
+        }
+    }
+}
+
+fn open(config: &sled::Config, path: &Path, file: &Path) -> Result<Open, OpenError> {
+    let engine_error = |source| OpenError::Engine { file: file.to_path_buf(), source };
+    // A process that was killed may have left writes that only the kernel has. sled is about to build on them.
+    match File::open(file) {
+        Ok(file) => file.sync_all().map_err(engine_error)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(engine_error(error)),
+    }
+    let start = Instant::now();
+    let opened = loop {
+        // sled meets some kinds of damage with a panic. It is at the top of a call that has changed nothing of ours.
+        let opened = panic::catch_unwind(AssertUnwindSafe(|| config.open()));
+        match &opened {
+            // Nobody else can have it: the directory's lock is ours.
+            Ok(Err(error)) if is_locked(error) && start.elapsed() < CLOSING_TIMEOUT => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            _ => break opened,
+        }
+    };
+    let db = match opened {
+        Ok(Ok(db)) => db,
+        Ok(Err(error)) => return Err(open_error(error, file, path)),
+        Err(_) => {
+            let detail = "the engine gave up reading it".to_string();
+            return Err(OpenError::Corrupt { file: file.to_path_buf(), detail });
+        }
+    };
+    let file = File::open(file).map_err(engine_error)?;
+    let deferred = durable::defer(&file).map_err(engine_error)?;
+    Ok(Open { db, file, blobs: path.join("blobs"), blobs_synced: HashSet::new(), _deferred: deferred })
+}
+
+fn opened(slot: &Option<Open>) -> io::Result<&Open> {
+    slot.as_ref().ok_or_else(closed)
+}
+
+fn closed() -> io::Error {
+    io::Error::other("the database is closed after an error")
+}
+
+fn checksum(full_key: &[u8], value: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(full_key);
+    crc.update(value);
+    crc.finalize().to_le_bytes()
+}
+
+/// A key for messages. Keys are no secret, values may be.
+fn name(full_key: &[u8]) -> String {
+    match full_key.split_first() {
+        Some((b'l', index)) => match index.try_into() {
+            Ok(index) => format!("log entry {}", u64::from_be_bytes(index)),
+            Err(_) => "of the log".to_string(),
+        },
+        Some((b's', key)) => format!("key {}", String::from_utf8_lossy(key).escape_debug()),
+        Some((b'm', key)) => format!("field {}", String::from_utf8_lossy(key).escape_debug()),
+        _ => String::from_utf8_lossy(full_key).escape_debug().to_string(),
     }
 }
 
@@ -227,10 +449,15 @@ fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
-fn io_error(error: sled::Error) -> io::Error {
+fn io_error(error: sled::Error, file: &Path) -> io::Error {
     match error {
         sled::Error::Io(error) => error,
-        sled::Error::Corruption { .. } => io::Error::new(io::ErrorKind::InvalidData, "the engine found a damaged page"),
+        sled::Error::Corruption { at, .. } => {
+            // sled shows where only in its debug form.
+            let at = at.map_or_else(String::new, |at| format!(" at {at:?}"));
+            let detail = format!("{}: a page{at} does not match its checksum", file.display());
+            io::Error::new(io::ErrorKind::InvalidData, detail)
+        }
         other => io::Error::other(other.to_string()),
     }
 }
@@ -265,8 +492,7 @@ mod tests {
         writes.put(Space::State, b"a", long.clone());
         writes.put(Space::State, b"b", b"short".to_vec());
         writes.put(Space::Log, b"a", b"other".to_vec());
-        engine.write(writes).unwrap();
-        engine.flush().unwrap();
+        engine.write(&writes).unwrap();
         drop(engine);
 
         let engine = open(dir.path());
@@ -276,8 +502,92 @@ mod tests {
         assert_eq!(engine.get(Space::Log, b"a").unwrap(), Some(b"other".to_vec()));
         let mut writes = Writes::default();
         writes.put(Space::State, b"a", b"now short".to_vec());
-        engine.write(writes).unwrap();
+        engine.write(&writes).unwrap();
         assert_eq!(engine.get(Space::State, b"a").unwrap(), Some(b"now short".to_vec()));
-        assert_eq!(engine.db.scan_prefix([CHUNKS]).count(), 0);
+        assert_eq!(raw(&engine).scan_prefix([CHUNKS]).count(), 0);
+    }
+
+    fn raw(engine: &Engine) -> sled::Db {
+        engine.read().as_ref().unwrap().db.clone()
+    }
+
+    #[test]
+    fn a_scan_sees_all_records_once_whatever_it_reads_at_a_time() {
+        for count in [0, 1, SCAN_RECORDS, SCAN_RECORDS + 1, 3 * SCAN_RECORDS] {
+            let dir = tempfile::tempdir().unwrap();
+            let engine = open(dir.path());
+            let mut writes = Writes::default();
+            writes.put(Space::Log, b"before", Vec::new());
+            for n in 0..count as u32 {
+                writes.put(Space::State, &n.to_be_bytes(), n.to_le_bytes().to_vec());
+            }
+            engine.write(&writes).unwrap();
+            let all: Vec<_> = engine.scan(Space::State, b"").collect::<io::Result<_>>().unwrap();
+            let expected: Vec<_> =
+                (0..count as u32).map(|n| (n.to_be_bytes().to_vec(), n.to_le_bytes().to_vec())).collect();
+            assert_eq!(all, expected);
+        }
+    }
+
+    #[test]
+    fn a_record_that_changed_by_itself_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        let mut writes = Writes::default();
+        writes.put(Space::State, b"/pods/a", b"value".to_vec());
+        writes.put(Space::Log, &7u64.to_be_bytes(), vec![1; 60_000]);
+        engine.write(&writes).unwrap();
+        let db = raw(&engine);
+        for (full_key, named) in [
+            (Space::State.key(b"/pods/a"), "key /pods/a"),
+            (chunk_key(&Space::Log.key(&7u64.to_be_bytes()), 1), "log entry 7"),
+        ] {
+            let mut record = db.get(&full_key).unwrap().unwrap().to_vec();
+            *record.last_mut().unwrap() ^= 1;
+            db.insert(&full_key, record).unwrap();
+            let error = engine
+                .scan(if named.starts_with("key") { Space::State } else { Space::Log }, b"")
+                .last()
+                .unwrap()
+                .unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(error.to_string().contains(named) && error.to_string().contains("sled/db"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_page_becomes_a_blob_whatever_the_values() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        let blobs = || fs::read_dir(dir.path().join("sled/blobs")).unwrap().count();
+        for n in 0..600u32 {
+            let mut writes = Writes::default();
+            let key = format!("/registry/{:0>300}", n * 7919 % 400);
+            match n % 5 {
+                0 => writes.remove(Space::State, key.as_bytes()),
+                _ => writes.put(
+                    Space::State,
+                    key.as_bytes(),
+                    vec![n as u8; [100, 5000, 5120, 60_000, 5121][n as usize % 5]],
+                ),
+            }
+            engine.write(&writes).unwrap();
+            assert_eq!(blobs(), 0, "at {n}");
+        }
+    }
+
+    #[test]
+    fn a_database_opened_again_has_what_was_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        for n in 0..50u8 {
+            let mut writes = Writes::default();
+            writes.put(Space::State, &[n % 7], vec![n; 30_000]);
+            engine.write(&writes).unwrap();
+            if n % 10 == 9 {
+                engine.reopen().unwrap();
+                assert_eq!(engine.get(Space::State, &[n % 7]).unwrap(), Some(vec![n; 30_000]));
+            }
+        }
     }
 }

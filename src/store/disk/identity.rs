@@ -8,9 +8,12 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::OpenError;
+use crate::disk::engine::{Space, Writes};
+
+pub(crate) const RECORD: &[u8] = b"identity";
 
 /// The newest layout of the directory that this version writes, and the only one that it reads.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -32,6 +35,17 @@ impl Identity {
         File::open("/dev/urandom")?.read_exact(&mut bytes)?;
         // The founder is 1, and 0 is nobody.
         Ok(Self { cluster, member: u64::from_le_bytes(bytes).max(2) })
+    }
+
+    /// The database says itself whose it is.
+    pub(crate) fn record(&self, writes: &mut Writes) {
+        writes.put(Space::Meta, RECORD, [&self.cluster.to_le_bytes()[..], &self.member.to_le_bytes()].concat());
+    }
+
+    /// What [`Identity::record`] wrote; `None` when it is damaged.
+    pub(crate) fn from_record(record: &[u8]) -> Option<Self> {
+        let (cluster, member) = record.split_first_chunk::<16>()?;
+        Some(Self { cluster: u128::from_le_bytes(*cluster), member: u64::from_le_bytes(member.try_into().ok()?) })
     }
 }
 

@@ -9,4 +9,5 @@ pub(crate) mod inspect;
 pub(crate) mod lock;
 pub(crate) mod records;
 pub(crate) mod space;
+pub(crate) mod swap;
 pub(crate) mod thread;

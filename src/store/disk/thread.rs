@@ -1,22 +1,38 @@
 //! The one thread that writes to the database: it gives all writes one order, and one fsync to all that wait for one.
+//!
+//! A round that fails is not given up. Nobody who waits for it is told anything; the engine is opened again and the same
+//! writes are tried again, until the disk takes them. To Raft that is a slow disk, so that the store goes on by itself once
+//! there is room again. Meanwhile [`Disk::failed`] says why nothing is written, and nothing new is accepted.
 
+use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
 use openraft::storage::IOFlushed;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::disk::engine::{Engine, Writes};
 use crate::disk::identity::{self, Marker};
+use crate::disk::space;
 use crate::metrics::Metrics;
 use crate::raft::Types;
 
 /// Rounds are cut here, so that the first of many waiting writes is not held up by the last.
 const JOBS_PER_ROUND_MAX: usize = 256;
+
+/// Writes that nobody waits for are kept for the next round; so many bytes are a round of their own.
+const HELD_BYTES_MAX: usize = 256 << 10;
+
+/// After an error: how long until the next try. Doubled each time up to the second.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(15);
+
+/// The engine writes while it opens, and a full disk in the middle of that could not be undone.
+pub(crate) const OPEN_FREE_BYTES_MIN: u64 = 2 << 20;
 
 enum Then {
     /// Raft's log up to this index: told when it is durable.
@@ -25,6 +41,8 @@ enum Then {
     Tell(Option<Marker>, oneshot::Sender<io::Result<()>>),
     /// Order is enough; a crash may forget it.
     Nothing,
+    /// Whatever fails now is not tried again.
+    GiveUp,
 }
 
 struct Job {
@@ -40,9 +58,10 @@ pub(crate) struct Disk {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
+pub(crate) type Failure = Option<Arc<io::Error>>;
+
 struct Shared {
-    failed: OnceLock<Arc<io::Error>>,
+    failed: watch::Sender<Failure>,
     /// The newest log index that can be read from the database.
     written: AtomicU64,
 }
@@ -52,12 +71,10 @@ impl Disk {
         // Unbounded, but what Raft sends is bounded by the proposals in flight, and those are bounded by the batcher.
         let (jobs, todo) = channel();
         let engine = Arc::new(engine);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { failed: watch::Sender::new(None), written: AtomicU64::new(0) });
         let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
-        std::thread::Builder::new()
-            .name("store-disk".to_string())
-            .stack_size(512 << 10)
-            .spawn(move || run(&engine, &todo, &dir, &shared, &metrics))?;
+        let writer = Writer { engine, dir, shared, metrics, todo, stashed: VecDeque::new(), given_up: false };
+        std::thread::Builder::new().name("store-disk".to_string()).stack_size(512 << 10).spawn(move || writer.run())?;
         Ok(disk)
     }
 
@@ -65,9 +82,14 @@ impl Disk {
         &self.engine
     }
 
-    /// The error after which nothing can be written any more.
-    pub(crate) fn failed(&self) -> Option<Arc<io::Error>> {
-        self.shared.failed.get().cloned()
+    /// Why nothing can be written at the moment.
+    pub(crate) fn failed(&self) -> Failure {
+        self.shared.failed.borrow().clone()
+    }
+
+    /// Changes when writing fails, and when it works again.
+    pub(crate) fn failures(&self) -> watch::Receiver<Failure> {
+        self.shared.failed.subscribe()
     }
 
     pub(crate) fn written(&self) -> u64 {
@@ -96,6 +118,11 @@ impl Disk {
         self.send(Job { writes, then: Then::Nothing });
     }
 
+    /// From now on whoever waits for a write that fails is told so, and none is tried twice: the store is stopping.
+    pub(crate) fn give_up(&self) {
+        self.send(Job { writes: Writes::default(), then: Then::GiveUp });
+    }
+
     fn send(&self, job: Job) {
         if let Err(error) = self.jobs.send(job) {
             error.0.then.finish(Err(stopped()));
@@ -109,7 +136,7 @@ impl Then {
             Then::Raft(_, flushed) => flushed.io_completed(result),
             // Whoever gave up waiting does not need the answer.
             Then::Tell(_, tell) => drop(tell.send(result)),
-            Then::Nothing => {}
+            Then::Nothing | Then::GiveUp => {}
         }
     }
 }
@@ -118,49 +145,111 @@ fn stopped() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the store's disk thread has stopped")
 }
 
-fn run(engine: &Engine, todo: &Receiver<Job>, dir: &std::path::Path, shared: &Shared, metrics: &Metrics) {
-    while let Ok(first) = todo.recv() {
-        let mut writes = Writes::default();
-        let mut waiting = Vec::new();
-        let mut flush = false;
-        for job in std::iter::once(first).chain(todo.try_iter().take(JOBS_PER_ROUND_MAX)) {
-            flush |= !matches!(job.then, Then::Nothing);
-            writes.append(job.writes);
-            waiting.push(job.then);
-        }
-        let result = match shared.failed.get() {
-            Some(error) => Err(copy(error)),
-            None => round(engine, writes, flush, metrics),
-        };
-        if let Err(error) = &result {
-            // The engine's memory and its file may differ from here on: only a restart makes them one again.
-            if shared.failed.set(Arc::new(copy(error))).is_ok() {
-                tracing::error!(file = %engine.file().display(), %error, "the store cannot write any more");
+struct Writer {
+    engine: Arc<Engine>,
+    dir: PathBuf,
+    shared: Arc<Shared>,
+    metrics: Metrics,
+    todo: Receiver<Job>,
+    /// What came in while a failed round waited.
+    stashed: VecDeque<Job>,
+    given_up: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        // Nobody waits for them, so that they may share the next round's fsync.
+        let mut held = Writes::default();
+        while let Some(first) = self.stashed.pop_front().or_else(|| self.todo.recv().ok()) {
+            let mut writes = std::mem::take(&mut held);
+            let mut waiting = Vec::new();
+            let mut durable = writes.bytes() > HELD_BYTES_MAX;
+            let more = std::iter::from_fn(|| self.stashed.pop_front().or_else(|| self.todo.try_recv().ok()));
+            for job in std::iter::once(first).chain(more.take(JOBS_PER_ROUND_MAX)) {
+                self.given_up |= matches!(job.then, Then::GiveUp);
+                durable |= matches!(job.then, Then::Raft(..) | Then::Tell(..));
+                writes.append(job.writes);
+                waiting.push(job.then);
+            }
+            if !durable {
+                held = writes;
+                continue;
+            }
+            // The newest one says all that older ones would.
+            let marker = waiting.iter().rev().find_map(|then| match then {
+                Then::Tell(marker, _) => *marker,
+                _ => None,
+            });
+            let result = self.insist(&writes, marker);
+            for then in waiting {
+                if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
+                    self.shared.written.store(*last, Ordering::Release);
+                }
+                then.finish(result.as_ref().copied().map_err(copy));
             }
         }
-        for then in waiting {
-            let mut result = result.as_ref().copied().map_err(copy);
-            if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
-                shared.written.store(*last, Ordering::Release);
+    }
+
+    /// Writes until it works, or until the store stops.
+    fn insist(&mut self, writes: &Writes, marker: Option<Marker>) -> io::Result<()> {
+        let mut retry_after = RETRY_AFTER_MIN;
+        let mut result = self.round(writes, marker);
+        while let Err(error) = &result {
+            let error = Arc::new(copy(error));
+            let first = self.shared.failed.send_replace(Some(error.clone())).is_none();
+            if first {
+                let file = self.engine.file().display();
+                tracing::error!(%file, %error, "the store cannot write; it tries again until it can");
             }
-            if let (Ok(()), Then::Tell(Some(marker), _)) = (&result, &then) {
-                result = identity::write(dir, marker);
+            if !self.wait(retry_after) {
+                return result;
             }
-            then.finish(result);
+            retry_after = (retry_after * 2).min(RETRY_AFTER_MAX);
+            result = reopen(&self.engine, &self.dir).and_then(|()| self.round(writes, marker));
+            if let Err(error) = &result {
+                tracing::debug!(%error, "the store still cannot write");
+            }
+        }
+        if self.shared.failed.send_replace(None).is_some() {
+            tracing::info!(file = %self.engine.file().display(), "the store writes again");
+        }
+        result
+    }
+
+    /// Sleeps, and stashes what comes in. False when there is nobody left to write for.
+    fn wait(&mut self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        while !self.given_up {
+            match self.todo.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(job) => {
+                    self.given_up |= matches!(job.then, Then::GiveUp);
+                    self.stashed.push_back(job);
+                }
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        false
+    }
+
+    fn round(&self, writes: &Writes, marker: Option<Marker>) -> io::Result<()> {
+        if !writes.is_empty() {
+            let start = Instant::now();
+            self.engine.write(writes)?;
+            self.metrics.fsync_seconds.observe(start.elapsed().as_secs_f64());
+        }
+        match marker {
+            Some(marker) => identity::write(&self.dir, &marker),
+            None => Ok(()),
         }
     }
 }
 
-fn round(engine: &Engine, writes: Writes, flush: bool, metrics: &Metrics) -> io::Result<()> {
-    if !writes.is_empty() {
-        engine.write(writes)?;
+fn reopen(engine: &Engine, dir: &Path) -> io::Result<()> {
+    if space::free_bytes(dir)? < OPEN_FREE_BYTES_MIN {
+        return Err(io::Error::from(io::ErrorKind::StorageFull));
     }
-    if flush {
-        let start = Instant::now();
-        engine.flush()?;
-        metrics.fsync_seconds.observe(start.elapsed().as_secs_f64());
-    }
-    Ok(())
+    engine.reopen()
 }
 
 fn copy(error: &io::Error) -> io::Error {

@@ -30,7 +30,8 @@ pub(crate) type Joined = Option<Result<(), JoinError>>;
 impl Group {
     /// Joins the group that the seeds belong to, and says so in `joined`. Ends with `stop`.
     pub(crate) async fn join(self: Arc<Self>, seeds: Vec<String>, joined: watch::Sender<Joined>) {
-        let mut standing = self.machine.standing();
+        // Noted on disk, so that a restart knows of it, too.
+        let mut standing = self.noted.subscribe();
         let outcome = tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(JoinError::Stopped),

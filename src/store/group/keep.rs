@@ -30,6 +30,7 @@ impl Group {
         let mut leader = None;
         loop {
             let mut record_differs = false;
+            let mut silent_at = None;
             {
                 let now = group.borrow_and_update();
                 let removed = *standing.borrow_and_update() == Standing::Removed;
@@ -48,7 +49,12 @@ impl Group {
                 let leading = now.current_leader == Some(own) && now.state.is_leader();
                 leads.send_if_modified(|leads| std::mem::replace(leads, leading) != leading);
                 let metrics = &self.metrics;
-                metrics.has_leader.set(now.current_leader.is_some().into());
+                let known = now.current_leader.is_some();
+                let silent = !leading && ticks && tokio::time::Instant::now() >= self.silent_at();
+                metrics.has_leader.set((known && !silent).into());
+                if known && !leading && ticks {
+                    silent_at = Some(if silent { None } else { Some(self.silent_at()) });
+                }
                 metrics.is_leader.set(leading.into());
                 metrics.is_learner.set((!membership.voter_ids().any(|voter| voter == own)).into());
                 if now.current_leader.is_some() && now.current_leader != leader {
@@ -69,9 +75,18 @@ impl Group {
                 }
                 tokio::time::sleep(CHANGE_RETRY).await;
             };
+            // The leader may fall silent, or speak again, without any other change.
+            let silence = async {
+                match silent_at {
+                    None => std::future::pending().await,
+                    Some(Some(at)) => tokio::time::sleep_until(at).await,
+                    Some(None) => tokio::time::sleep(self.timing.election_timeout_max).await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
+                () = silence => {}
                 // Cancel-safe: a change that was not seen stays unseen.
                 changed = group.changed() => if changed.is_err() {
                     leads.send_replace(false);
@@ -171,7 +186,10 @@ impl Group {
             let noted = *standing.borrow_and_update();
             if let Err(error) = disk.write(Writes::default(), Some(marker)).await {
                 tracing::warn!(%error, "what this member is to its group was not noted");
-            } else if noted == Standing::Removed {
+            } else {
+                self.noted.send_replace(noted);
+            }
+            if noted == Standing::Removed {
                 tracing::warn!(
                     member = format!("{:016x}", self.member()),
                     "this member was removed from its group; its directory will not open again"

@@ -17,10 +17,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::identity::Identity;
+use crate::disk::identity::{Identity, Standing};
+use crate::disk::thread::Failure;
 use crate::metrics::Metrics;
 use crate::peers::Timing;
 use crate::raft::machine::Machine;
@@ -43,10 +45,16 @@ pub(crate) struct Group {
     pub(crate) metrics: Metrics,
     pub(crate) dir: PathBuf,
     pub(crate) free_bytes_min: u64,
+    /// Why this member's disk takes nothing at the moment.
+    pub(crate) failures: watch::Receiver<Failure>,
     /// How the group is to know this member; `None` for one without a way to others.
     pub(crate) record: Mutex<Option<Member>>,
     /// Held during a change of the members that this member makes as the leader.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// What of the member's standing is in the identity file.
+    pub(crate) noted: watch::Sender<Standing>,
+    /// When a leader was last heard.
+    pub(crate) heard: Mutex<Instant>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -69,6 +77,27 @@ impl Group {
 
     pub(crate) fn record(&self) -> Option<Member> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A leader spoke to this member.
+    pub(crate) fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// When a follower that hears nothing has no leader any more. What it knows of the last one stays: it may be cut off
+    /// itself, and then nobody tells it of a new one.
+    fn silent_at(&self) -> Instant {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard + self.timing.election_timeout_max * 2
+    }
+
+    /// Whether there is a leader, as far as this member hears.
+    pub(crate) fn is_led(&self) -> bool {
+        match self.leader() {
+            Leader::Here => true,
+            Leader::At(..) => Instant::now() < self.silent_at(),
+            Leader::Unknown => false,
+        }
     }
 
     pub(crate) fn leader(&self) -> Leader {

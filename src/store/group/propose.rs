@@ -111,8 +111,12 @@ impl Group {
         }
     }
 
-    /// An engine that once met a full disk is unusable until restart, so it is kept from meeting one.
+    /// Refuses what would have to wait for a disk that fails, or would fill it: a refusal is a clear answer, and what is
+    /// in flight when the disk is full has none.
     pub(crate) fn writable(&self, bytes: usize) -> io::Result<()> {
+        if let Some(error) = self.failures.borrow().as_ref() {
+            return Err(io::Error::new(error.kind(), error.to_string()));
+        }
         let free = space::free_bytes(&self.dir)?;
         if free < self.free_bytes_min.saturating_add(4 * bytes as u64) {
             return Err(io::Error::from(io::ErrorKind::StorageFull));

@@ -99,7 +99,7 @@ impl Store {
     /// Resolves when this member finds that it was removed from its group. It serves nothing sensible from then on, and
     /// its directory does not open again.
     pub async fn removed(&self) {
-        let mut standing = self.shared.machine.standing();
+        let mut standing = self.shared.group.noted.subscribe();
         if standing.wait_for(|standing| *standing == Standing::Removed).await.is_err() {
             std::future::pending().await
         }
@@ -132,13 +132,14 @@ impl Store {
             cluster: self.cluster_id(),
             member: self.member_id(),
             members,
-            leader: now.current_leader,
+            leader: now.current_leader.filter(|_| shared.group.is_led()),
             term: now.current_term,
             revision,
             digest,
             keys,
             applied_index: now.last_applied.map_or(0, |id| id.index),
             committed_index: committed.map_or(0, |id| id.index),
+            purged_index: now.purged.map_or(0, |id| id.index),
             last_log_index: now.last_log_index.unwrap_or(0),
             checkpoint_index: now.snapshot.map_or(0, |id| id.index),
             db_bytes: shared.metrics.db_bytes.get().try_into().unwrap_or(0),
@@ -148,6 +149,7 @@ impl Store {
 }
 
 fn local_view(group: &Group) -> Vec<MemberStatus> {
+    let is_led = group.is_led();
     let metrics = group.raft.metrics();
     let now = metrics.borrow_watched();
     let membership = now.membership_config.membership();
@@ -158,7 +160,7 @@ fn local_view(group: &Group) -> Vec<MemberStatus> {
             name: member.name.clone(),
             address: member.address.clone(),
             role: if membership.voter_ids().any(|voter| voter == *id) { Role::Voter } else { Role::Learner },
-            leader: now.current_leader == Some(*id),
+            leader: is_led && now.current_leader == Some(*id),
             matched_index: if own { now.last_log_index } else { None },
             lag_entries: None,
             reachable: if own { Some(true) } else { group.links.reachable(*id) },

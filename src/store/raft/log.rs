@@ -72,21 +72,30 @@ impl LogStore {
         Ok(Self { disk, applied, inner: Arc::new(Mutex::new(inner)) })
     }
 
+    /// What a store that starts from a checkpoint at `applied` has for a log: nothing, up to there.
+    pub(crate) fn found(writes: &mut Writes, applied: LogId, vote: &Vote) -> io::Result<()> {
+        writes.put(Space::Meta, VOTE, records::encode_vote(vote)?);
+        writes.put(Space::Meta, PURGED, records::encode_log_id(applied)?);
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        let cache_start = {
+        let (start, cache_start) = {
             let inner = self.lock();
+            // What is purged is gone from now on, and from the disk a little later.
+            let start = inner.purged.map_or(start, |purged| start.max(purged.index + 1));
             let cache_start = inner.cache.front().map_or(u64::MAX, |(entry, _)| entry.log_id.index);
             if start >= cache_start {
                 let skip = (start - cache_start) as usize;
                 let count = end.saturating_sub(start) as usize;
                 return Ok(inner.cache.iter().skip(skip).take(count).map(|(entry, _)| entry.clone()).collect());
             }
-            cache_start.min(end)
+            (start, cache_start.min(end))
         };
         for record in self.disk.engine().scan(Space::Log, &start.to_be_bytes()) {
             let (_, record) = record?;

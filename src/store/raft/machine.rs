@@ -2,6 +2,9 @@
 //!
 //! Its snapshots are checkpoints. Building one writes the keys that changed since the last one to the database, in one
 //! batch with what they stand for; then Raft may purge the log. Recovery is the state tree plus the log's tail.
+//!
+//! A checkpoint is of the state as it was frozen when the one before was made. So the log always reaches back by some
+//! time, and what it replays after a restart is history again: watches from revisions before the restart go on.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -20,7 +23,7 @@ use crate::disk::engine::{Space, Writes};
 use crate::disk::identity::{Identity, Marker, Standing};
 use crate::disk::records::{self, Checkpoint};
 use crate::disk::thread::Disk;
-use crate::history::History;
+use crate::history::{Bounds, History};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, KeySpace, Snapshot};
 use crate::raft::register::{Admission, Register};
@@ -88,6 +91,13 @@ impl Frozen {
     }
 }
 
+/// A state, and the keys in which it differs from the checkpoint before.
+#[derive(Debug)]
+struct Changes {
+    state: Frozen,
+    keys: HashSet<Bytes>,
+}
+
 /// The applied state and all who look at it.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -120,7 +130,9 @@ struct Inner {
     state: Frozen,
     history: History,
     watchers: Watchers,
-    /// Keys that differ from the last checkpoint.
+    /// What the next checkpoint will be of.
+    frozen: Option<Changes>,
+    /// Keys that differ from `frozen`, or from the last checkpoint if there is none.
     changed: HashSet<Bytes>,
     bytes_since_checkpoint: u64,
     /// The state tree that counts.
@@ -167,8 +179,16 @@ impl Machine {
         metrics.keys.set(state.space.map.len() as i64);
         metrics.revision.set(revision.0 as i64);
         let inner = Inner {
-            history: History::new(revision, config.history_bytes_max, config.history_revisions_max),
+            history: History::new(
+                revision,
+                Bounds {
+                    bytes: config.history_bytes_max,
+                    revisions: config.history_revisions_max,
+                    age: config.history_age_max,
+                },
+            ),
             watchers: Watchers::default(),
+            frozen: None,
             changed: HashSet::new(),
             bytes_since_checkpoint: 0,
             tree,
@@ -303,6 +323,13 @@ impl Machine {
         inner.watchers.end_all(false, &self.metrics);
     }
 
+    /// Applies an entry of a log that no Raft runs on any more.
+    pub(crate) fn replay(&self, entry: &Entry) {
+        if self.lock().state.applied.is_none_or(|applied| applied < entry.log_id) {
+            self.apply(entry);
+        }
+    }
+
     /// Applies one entry. Readers see it before watchers hear of it, and both have happened when this returns.
     fn apply(&self, entry: &Entry) -> Outcomes {
         let start = Instant::now();
@@ -362,7 +389,7 @@ impl Machine {
         // Only now: who hears of a change and reads has to see it.
         for commit in commits {
             inner.watchers.tell(&commit, &self.metrics);
-            inner.history.push(commit);
+            inner.history.push(start, commit);
             self.metrics.commits.inc();
         }
         let very_dirty = inner.bytes_since_checkpoint >= self.log_bytes_max;
@@ -390,11 +417,24 @@ impl Machine {
         }
     }
 
+    /// Fixes what the next checkpoint will be of.
+    pub(crate) fn freeze(&self) {
+        let mut inner = self.lock();
+        let mut keys = std::mem::take(&mut inner.changed);
+        if let Some(frozen) = inner.frozen.take() {
+            keys.extend(frozen.keys);
+        }
+        inner.frozen = Some(Changes { state: inner.state.clone(), keys });
+        inner.bytes_since_checkpoint = 0;
+    }
+
     fn replace(&self, state: Frozen, tree: Space) {
         let mut inner = self.lock();
         let revision = state.space.revision;
         inner.history.reset(revision);
         inner.watchers.end_all(true, &self.metrics);
+        // It is on disk as a whole.
+        inner.frozen = None;
         inner.changed.clear();
         inner.bytes_since_checkpoint = 0;
         inner.tree = tree;
@@ -473,14 +513,18 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn get_snapshot_builder(&mut self) -> Checkpointer {
         let mut inner = self.machine.lock();
+        let newest =
+            |inner: &mut Inner| Changes { state: inner.state.clone(), keys: std::mem::take(&mut inner.changed) };
+        let changes = match inner.frozen.take() {
+            Some(frozen) => {
+                inner.frozen = Some(newest(&mut inner));
+                frozen
+            }
+            None => newest(&mut inner),
+        };
         inner.bytes_since_checkpoint = 0;
-        Checkpointer {
-            state: inner.state.clone(),
-            changed: std::mem::take(&mut inner.changed),
-            tree: inner.tree,
-            machine: self.machine.clone(),
-            disk: self.disk.clone(),
-        }
+        let tree = inner.tree;
+        Checkpointer { changes, tree, machine: self.machine.clone(), disk: self.disk.clone() }
     }
 
     /// The new state goes to the other tree, and then counts by one small write: a crash before it leaves the old
@@ -516,8 +560,7 @@ impl RaftStateMachine<Types> for StateMachine {
 
 /// Writes one checkpoint, while writes go on.
 pub(crate) struct Checkpointer {
-    state: Frozen,
-    changed: HashSet<Bytes>,
+    changes: Changes,
     /// The tree that counted when the state was frozen.
     tree: Space,
     machine: Arc<Machine>,
@@ -538,33 +581,33 @@ impl RaftSnapshotBuilder<Types> for Checkpointer {
                 return Ok(inner.state.clone().snapshot());
             }
         }
+        let Changes { state, keys } = &mut self.changes;
         let mut writes = Writes::default();
-        for key in &self.changed {
-            match self.state.space.map.get(key) {
+        for key in keys.iter() {
+            match state.space.map.get(key) {
                 Some(versioned) => writes.put(self.tree, key, records::encode_versioned(versioned)),
                 None => writes.remove(self.tree, key),
             }
         }
-        put_heads(&mut writes, &self.state)?;
-        let written = self.disk.write(writes, Some(machine.marker_of(&self.state))).await;
+        put_heads(&mut writes, state)?;
+        let written = self.disk.write(writes, Some(machine.marker_of(state))).await;
         let metrics = &self.machine.metrics;
         let mut inner = self.machine.lock();
         match written {
             Ok(()) => {
-                self.machine.checkpointed.send_replace(self.state.applied.map_or(0, |id| id.index));
+                self.machine.checkpointed.send_replace(state.applied.map_or(0, |id| id.index));
                 metrics.checkpoint_seconds.observe(start.elapsed().as_secs_f64());
                 if let Ok(bytes) = self.disk.engine().bytes_on_disk() {
                     metrics.db_bytes.set(bytes as i64);
                 }
-                tracing::debug!(
-                    keys = self.changed.len(),
-                    revision = self.state.space.revision.0,
-                    "checkpoint written"
-                );
-                Ok(self.state.clone().snapshot())
+                tracing::debug!(keys = keys.len(), revision = state.space.revision.0, "checkpoint written");
+                Ok(state.clone().snapshot())
             }
             Err(error) => {
-                inner.changed.extend(self.changed.drain());
+                match &mut inner.frozen {
+                    Some(frozen) => frozen.keys.extend(keys.drain()),
+                    None => inner.changed.extend(keys.drain()),
+                }
                 Err(error)
             }
         }

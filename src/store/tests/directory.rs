@@ -139,7 +139,7 @@ async fn damaged_files_are_named_and_left_alone() {
     assert_eq!(store.revision(), Revision(200));
     store.shutdown().await;
 
-    fs::write(dir.path().join("identity"), "format=1\ncluster=zzz\n").unwrap();
+    fs::write(dir.path().join("identity"), "format=2\ncluster=zzz\n").unwrap();
     let error = refusal(dir.path()).await;
     assert!(matches!(&error, OpenError::Corrupt { file, .. } if file.ends_with("identity")), "{error}");
 }

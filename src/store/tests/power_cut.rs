@@ -1,5 +1,6 @@
 //! A power cut, simulated: an ext4 file system on a loop device, the writer frozen, and the backing image copied. What is
 //! in the copy is what had reached the block layer. Every acknowledged write has to be there. Needs root.
+//! `MUSSEL_STORE_POWER_CUT_ROUNDS` sets how often.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -8,9 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mussel_store::*;
+use support::{Mounted, run};
+
+mod support;
 
 const DIR: &str = "MUSSEL_STORE_TEST_POWER_DIR";
-const ROUNDS: u64 = 3;
+const ROUNDS: &str = "MUSSEL_STORE_POWER_CUT_ROUNDS";
 
 fn config(dir: &Path) -> Config {
     let mut config = Config::new(dir);
@@ -20,6 +24,12 @@ fn config(dir: &Path) -> Config {
     config
 }
 
+/// Now and then a long one.
+fn value(n: u64) -> Bytes {
+    let width = if n % 50 == 7 { 50_000 } else { 600 };
+    Bytes::from(format!("{n:0>width$}"))
+}
+
 /// Not a test by itself: the process that is frozen. Says `ack n` for each acknowledged write.
 #[test]
 fn child() {
@@ -27,37 +37,11 @@ fn child() {
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let store = Store::open(config(Path::new(&dir))).await.unwrap();
         for n in store.revision().0 + 1.. {
-            let puts = vec![(format!("/k/{}", n % 300).into(), Bytes::from(format!("{n:0>600}")))];
+            let puts = vec![(format!("/k/{}", n % 300).into(), value(n))];
             store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
             println!("ack {n}");
         }
     });
-}
-
-fn run(program: &str, args: &[&str]) -> bool {
-    Command::new(program)
-        .args(args)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-struct Mounted<'a>(&'a str);
-
-impl<'a> Mounted<'a> {
-    fn new(image: &str, at: &'a str) -> Option<Self> {
-        std::fs::create_dir_all(at).unwrap();
-        run("mount", &["-o", "loop", image, at]).then_some(Self(at))
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        if !run("umount", &[self.0]) {
-            run("umount", &["-l", self.0]);
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,15 +49,11 @@ async fn a_power_cut_loses_nothing_that_was_acknowledged() {
     let work = tempfile::tempdir().unwrap();
     let path = |name: &str| work.path().join(name).to_str().unwrap().to_string();
     let (image, copy) = (path("image"), path("copy"));
-    let made = run("truncate", &["-s", "96M", &image]) && run("mkfs.ext4", &["-q", "-F", &image]);
     let mount_point = path("mnt");
-    let mounted = made.then(|| Mounted::new(&image, &mount_point)).flatten();
-    let Some(_mounted) = mounted else {
-        eprintln!("SKIPPED: needs root, mkfs.ext4 and a free loop device");
-        return;
-    };
+    let Some(_mounted) = Mounted::ext4(&image, "96M", &mount_point) else { return };
     let dir = format!("{mount_point}/store");
-    for round in 0..ROUNDS {
+    let rounds = std::env::var(ROUNDS).map_or(3, |rounds| rounds.parse().unwrap());
+    for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture"])
             .env(DIR, &dir)
@@ -84,7 +64,7 @@ async fn a_power_cut_loses_nothing_that_was_acknowledged() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut acknowledged = 0;
         let mut seen = 0;
-        while seen < 150 + round * 130 {
+        while seen < 150 + round * 130 % 1700 {
             let line = lines.next().expect("the child ended by itself").unwrap();
             if let Some(n) = line.strip_prefix("ack ") {
                 acknowledged = n.parse::<u64>().unwrap();
@@ -98,14 +78,14 @@ async fn a_power_cut_loses_nothing_that_was_acknowledged() {
         child.wait().unwrap();
 
         let at = path("after");
-        let after = Mounted::new(&copy, &at).expect("the copy mounts");
+        let after = Mounted::new(&["-o", "loop", &copy], &at).expect("the copy mounts");
         let store = Store::open(config(&Path::new(&at).join("store"))).await.unwrap();
         let revision = store.revision().0;
         assert!(revision >= acknowledged, "round {round}: {acknowledged} was acknowledged, {revision} is there");
         let snapshot = store.snapshot(Freshness::Linearizable).await.unwrap();
         for n in revision.saturating_sub(299).max(1)..=revision {
             let versioned = snapshot.get(format!("/k/{}", n % 300).as_bytes()).unwrap();
-            assert_eq!((versioned.revision, &versioned.value), (Revision(n), &Bytes::from(format!("{n:0>600}"))));
+            assert_eq!((versioned.revision, &versioned.value), (Revision(n), &value(n)));
         }
         store.shutdown().await;
         drop(after);

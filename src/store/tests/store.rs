@@ -82,6 +82,38 @@ async fn what_was_committed_is_there_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn watches_from_before_a_restart_go_on_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = || Config { log_bytes_max: 64 << 10, ..Config::new(dir.path()) };
+    let store = Store::open(config()).await.unwrap();
+    for n in 1..=1000u64 {
+        store.commit(put(&format!("/k/{}", n % 10), format!("{n:0>1000}"))).await.unwrap();
+    }
+    store.shutdown().await;
+
+    let store = Store::open(config()).await.unwrap();
+    // As much as fits into the log between two checkpoints is always there.
+    let mut watch = store.watch("/k/".into(), Revision(940)).unwrap();
+    store.commit(put("/k/x", "after")).await.unwrap();
+    for n in 941..=1000u64 {
+        let commit = watch.next().await.unwrap();
+        let [event] = &commit.events[..] else { panic!("{commit:?}") };
+        assert_eq!(commit.revision, Revision(n));
+        assert_eq!(event.value.as_deref(), Some(format!("{n:0>1000}").as_bytes()));
+        let previous = event.previous.as_ref().unwrap();
+        assert_eq!(
+            (previous.revision, &previous.value[..]),
+            (Revision(n - 10), format!("{:0>1000}", n - 10).as_bytes())
+        );
+    }
+    assert_eq!(watch.next().await.unwrap().revision, Revision(1001));
+    assert_eq!(value(&store.snapshot_at(Revision(950)).unwrap(), "/k/0").unwrap().1, 950);
+    // And not more than the log holds at most.
+    assert!(matches!(store.watch("/k/".into(), Revision(500)), Err(WatchError::Compacted { .. })));
+    store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_opens_fast() {
     let dir = tempfile::tempdir().unwrap();
     open(&dir).await.shutdown().await;

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::raft::AppendEntriesResponse;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -284,7 +285,12 @@ async fn answer(group: &Group, from: MemberId, request: Request, body_bytes: usi
                 return Answer::Failed(Failure::Unwritable(error.to_string()));
             }
             match group.raft.append_entries(request).await {
-                Ok(response) => Answer::Append(response),
+                Ok(response) => {
+                    if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                        group.hear();
+                    }
+                    Answer::Append(response)
+                }
                 Err(error) => stopped(&error),
             }
         }

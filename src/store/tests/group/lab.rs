@@ -78,6 +78,10 @@ impl Net {
         });
     }
 
+    pub fn end_connections(&self, address: &str) {
+        Self::end(&mut self.0.lock().unwrap(), address);
+    }
+
     fn is_cut(&self, from: &str, to: &str) -> bool {
         let wires = self.0.lock().unwrap();
         wires.cut.contains(from) || wires.cut.contains(to)

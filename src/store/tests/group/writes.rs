@@ -121,8 +121,12 @@ async fn a_member_that_was_cut_off_unseats_nobody() {
     let follower = lab.follower().await;
     let term = lab.store(leader).status().await.term;
     lab.net.cut(&lab.hosts[follower].address);
-    eventually("it notices", async || lab.store(follower).members().iter().all(|member| !member.leader).then_some(()))
-        .await;
+    eventually("it notices", async || {
+        let store = lab.store(follower);
+        let knows_none = store.members().iter().all(|member| !member.leader) && store.status().await.leader.is_none();
+        (knows_none && store.metrics().has_leader.get() == 0).then_some(())
+    })
+    .await;
     for n in 0..20 {
         lab.store(leader).commit(put("/k", format!("{n}"))).await.unwrap();
     }
@@ -130,6 +134,7 @@ async fn a_member_that_was_cut_off_unseats_nobody() {
     lab.agree().await;
     assert_eq!(lab.leader().await, leader);
     assert_eq!(lab.store(leader).status().await.term, term, "no election was held");
+    eventually("it hears", async || (lab.store(follower).metrics().has_leader.get() == 1).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,128 @@
+"""Three servers: each may die, they hand over when they go, and one whose node was deleted stays out."""
+
+import json
+import os
+import time
+
+import lab
+from lab import wait_for
+from lab.cluster import TOKEN
+
+
+class Servers(lab.ClusterCase):
+    servers, agents = 3, 1
+    time_limit = 300
+
+    def living(self):
+        return next(s for s in self.c.servers if s.running())
+
+    def endpoints(self):
+        found = self.living().json("get", "endpointslices", "kubernetes")
+        return sorted(e["addresses"][0] for e in found["endpoints"])
+
+    def wait_endpoints(self, machines, deadline=30):
+        wanted = sorted(m.ip for m in machines)
+        wait_for(f"endpoints {wanted}", lambda: self.endpoints() == wanted, deadline)
+
+    def leader(self):
+        """The server whose controllers run."""
+        def found():
+            leading = [s for s in self.c.servers if s.running() and self.leads(s)]
+            return leading[0] if len(leading) == 1 else None
+        return wait_for("one leader", found, 20)
+
+    @staticmethod
+    def leads(server):
+        last = None
+        for line in server.log().splitlines():
+            if "controllers start" in line:
+                last = True
+            if "controllers stop" in line or "mussel server version" in line:
+                last = False
+        return last
+
+    def agent_api(self, *args, **options):
+        agent = self.c.agents[0]
+        return agent.kubectl("--kubeconfig", agent.data + "/agent/kubelet.kubeconfig", *args, **options)
+
+    def test_1_all_are_one_cluster(self):
+        self.wait_endpoints(self.c.servers)
+        for server in self.c.servers:
+            server.kubectl("create", "configmap", "from-" + server.name)
+        for server in self.c.servers:
+            names = server.out("get", "configmap", "-o", "name")
+            for other in self.c.servers:
+                self.assertIn("from-" + other.name, names)
+        kept = self.c.agents[0].data + "/agent/etc/mussel-agent-load-balancer.json"
+        wait_for("the agent's list", lambda: len(json.load(open(kept))["server_addresses"]) == 3)
+        for server in self.c.servers:
+            wait_for(f"tunnel to {server.name}", lambda: 'tunnel opened node="agent1"' in server.log())
+        self.c.pod_on(self.c.agents[0], "steady")
+        for server in self.c.servers:
+            self.assertEqual(server.out("exec", "steady", "--", "hostname"), "steady")
+
+    def test_2_a_killed_server_is_not_missed(self):
+        pods = self.c.agents[0].container_pids("sleep 1000000")
+        for _ in range(2):
+            for victim in list(self.c.servers):
+                victim.kill9()
+                wait_for("the API through the agent", lambda: self.agent_api(
+                    "get", "node", "agent1", "--request-timeout=2s", timeout=5), 30, 0.05)
+                other = self.living()
+                wait_for("a write", lambda: other.kubectl(
+                    "annotate", "node", "agent1", f"lab/x={time.time()}", "--overwrite", "--request-timeout=5s"), 30, 0.05)
+                self.wait_endpoints([s for s in self.c.servers if s is not victim])
+                self.assertEqual(self.c.agents[0].container_pids("sleep 1000000"), pods, "no pod is touched")
+                victim.start(ready=False)
+                self.wait_endpoints(self.c.servers)
+
+    def test_3_leadership_is_handed_over(self):
+        leader = wait_for("a leader", lambda: next((s for s in self.c.servers if self.leads(s)), None))
+        code = leader.stop()
+        self.assertEqual(code, 0)
+        self.assertIn("leadership is handed over", leader.log_tail(40))
+        leader.start(ready=False)
+        self.wait_endpoints(self.c.servers)
+
+    def test_4_two_of_three_dead(self):
+        a, b, c = self.c.servers
+        b.kill9()
+        c.kill9()
+        done = a.kubectl("create", "configmap", "no-quorum", "--request-timeout=20s", check=False, timeout=40)
+        self.assertNotEqual(done.code, 0)
+        self.assertIn("no leader", done.err)
+        self.assertIn("agent1", a.out("get", "--raw", "/api/v1/nodes?resourceVersion=0"), "reads that need not be new")
+        b.start(ready=False)
+        wait_for("writes again", lambda: a.kubectl("create", "configmap", "quorum", "--request-timeout=5s"), 60)
+        c.start(ready=False)
+        self.wait_endpoints(self.c.servers, 60)
+
+    def test_5_a_joining_server_must_fit(self):
+        for flags, says in [(["--cluster-cidr", "10.50.0.0/16"], "--cluster-cidr is 10.50.0.0/16 here and 10.42.0.0/16"),
+                            (["--token", "wrong"], "the token is not this cluster's"),
+                            (["--token", "K10" + "0" * 64 + "::server:" + TOKEN], "is not the one that the token names")]:
+            machine = self.c.add_server()
+            self.c.servers.remove(machine)
+            try:
+                done = machine.exec(*machine.command(*flags), check=False, timeout=30)
+                self.assertEqual(done.code, 1, done)
+                self.assertIn(says, done.err)
+                self.assertFalse(os.path.exists(machine.data + "/server/tls/server-ca.key"))
+                self.assertFalse(os.path.exists(machine.data + "/server/db"))
+            finally:
+                machine.down()
+
+    def test_6_a_deleted_server_stays_out_and_can_come_anew(self):
+        first, gone = self.c.servers[0], self.c.servers[2]
+        first.kubectl("delete", "node", gone.name)
+        wait_for("the server to end", lambda: not gone.running(), 30)
+        self.assertIn("removed", gone.log_tail(10))
+        self.wait_endpoints(self.c.servers[:2])
+        done = gone.exec(*gone.command(), check=False, timeout=30)
+        self.assertEqual(done.code, 1)
+        self.assertIn("removed", done.err)
+        gone.killall()
+        gone.sh(f"rm -rf {gone.data}/server/db")
+        gone.start(ready=False)
+        self.wait_endpoints(self.c.servers, 60)
+        self.c.wait_node(gone)
