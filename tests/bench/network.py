@@ -62,7 +62,7 @@ print(json.dumps({{"gbit_s": round(sent * 8 / {SECONDS} / 1e9, 2), "rtt_us_p50":
 
 def inside(machine, marker):
     """Enters the network of the machine's container that sleeps for this long."""
-    pid = machine.exec("pgrep", "-xf", f"sleep {marker}").out.split()[0]
+    pid = str(lab.wait_for("the container", lambda: machine.container_pids(f"sleep {marker}"))[0])
     return ["nsenter", "-t", str(machine.pid), "-p", "-m", "-n", "--", "nsenter", "-t", pid, "-n", "--"]
 
 
@@ -72,8 +72,8 @@ def measure(backend):
     try:
         cluster.start()
         one, other = cluster.first, cluster.agents[0]
-        cluster.pod_on(one, "client", script="exec sleep 1000001")
-        pod = cluster.pod_on(other, "server", script="exec sleep 1000002")
+        cluster.pod_on(one, "client", script="sleep 1000001")
+        pod = cluster.pod_on(other, "server", script="sleep 1000002")
         one.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "server"},
                    "spec": {"selector": {"app": "server"}, "ports": [{"port": 5001}]}})
         service = one.json("get", "service", "server")["spec"]["clusterIP"]
