@@ -14,8 +14,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -302,8 +300,10 @@ impl<K: Kind> Informer<K> {
     }
 
     async fn run(self, api: Api<K>, config: watcher::Config, stop: CancellationToken) {
-        let mut events = std::pin::pin!(watcher(api, config).backoff(Retry(RETRY_FIRST)));
+        let mut events = std::pin::pin!(watcher(api, config));
         let mut fresh = Objects::new();
+        // Only what a server answered ends the waiting: the watcher says that it begins before it asks anybody.
+        let mut retry = Retry(RETRY_FIRST);
         loop {
             let event = tokio::select! {
                 biased;
@@ -312,7 +312,14 @@ impl<K: Kind> Informer<K> {
             };
             match event {
                 None => break,
-                Some(Err(error)) => log(&K::kind(&()), &error),
+                Some(Err(error)) => {
+                    log(&K::kind(&()), &error);
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => break,
+                        () = tokio::time::sleep(retry.next()) => {}
+                    }
+                }
                 Some(Ok(Event::Init)) => fresh = Objects::new(),
                 Some(Ok(Event::InitApply(mut object))) => {
                     object.meta_mut().managed_fields = None;
@@ -320,16 +327,19 @@ impl<K: Kind> Informer<K> {
                     fresh.entry(namespace).or_default().insert(name, Arc::new(object));
                 }
                 Some(Ok(Event::InitDone)) => {
+                    retry = Retry(RETRY_FIRST);
                     let mut state = lock(&self.0.state);
                     state.replace(std::mem::take(&mut fresh));
                     // Under the lock, so that nobody takes a moment between the two for one before the list.
                     self.0.synced.send_replace(true);
                 }
                 Some(Ok(Event::Apply(mut object))) => {
+                    retry = Retry(RETRY_FIRST);
                     object.meta_mut().managed_fields = None;
                     lock(&self.0.state).apply(object);
                 }
                 Some(Ok(Event::Delete(mut object))) => {
+                    retry = Retry(RETRY_FIRST);
                     object.meta_mut().managed_fields = None;
                     lock(&self.0.state).delete(object);
                 }
@@ -348,19 +358,11 @@ impl<K: Kind> Informer<K> {
 /// Doubles from [`RETRY_FIRST`] to [`RETRY_MAX`]: short at first, because a server that starts is soon there.
 struct Retry(Duration);
 
-impl Iterator for Retry {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+impl Retry {
+    fn next(&mut self) -> Duration {
         let wait = self.0;
         self.0 = (wait * 2).min(RETRY_MAX);
-        Some(wait)
-    }
-}
-
-impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.0 = RETRY_FIRST;
+        wait
     }
 }
 

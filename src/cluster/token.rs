@@ -97,7 +97,10 @@ impl Token {
     pub fn check_ca(&self, ca_pem: &str) -> Result<(), TokenError> {
         let ours = ca_hash(ca_pem);
         match &self.ca_hash {
-            Some(given) if *given != ours => Err(TokenError::OtherCluster { given: given.clone(), ours }),
+            // A token from before the CA got successors: it names the root, by the text that the root was alone.
+            Some(given) if *given != ours && root_text(ca_pem).is_none_or(|root| ca_hash(root) != *given) => {
+                Err(TokenError::OtherCluster { given: given.clone(), ours })
+            }
             _ => Ok(()),
         }
     }
@@ -130,6 +133,11 @@ pub fn ca_hash(ca_pem: &str) -> String {
         [_, .., root] => hex(&Sha256::digest(root)),
         _ => hex(&Sha256::digest(ca_pem.as_bytes())),
     }
+}
+
+/// The last certificate of a bundle, as it stands there.
+fn root_text(ca_pem: &str) -> Option<&str> {
+    ca_pem.rfind("-----BEGIN CERTIFICATE-----").map(|at| &ca_pem[at..])
 }
 
 /// A new secret.
@@ -192,7 +200,9 @@ pub fn ensure(
     agent_given: Option<&str>,
 ) -> Result<Secrets, TokenError> {
     let path = server_dir.join("token");
-    let kept = files::read(&path)?.as_deref().map(|text| secret(text, ca_pem)).transpose()?;
+    // The hash in the file is brought up to date below, whatever became of the CA.
+    let kept =
+        files::read(&path)?.as_deref().map(|text| Token::parse(text)?.password().map(str::to_owned)).transpose()?;
     let given = given.map(|given| secret(given, ca_pem)).transpose()?;
     let server = match (kept, given) {
         (Some(kept), Some(given)) if kept != given => {
@@ -272,7 +282,10 @@ mod tests {
         assert!(ensure(dir.path(), "ca", None, None).unwrap() == first);
         assert!(ensure(dir.path(), "ca", Some(&file), None).unwrap() == first);
         assert!(matches!(ensure(dir.path(), "ca", Some("other"), None), Err(TokenError::Changed { .. })));
-        assert!(matches!(ensure(dir.path(), "another ca", None, None), Err(TokenError::OtherCluster { .. })));
+        assert!(matches!(ensure(dir.path(), "another ca", Some(&file), None), Err(TokenError::OtherCluster { .. })));
+        ensure(dir.path(), "another ca", None, None).unwrap();
+        let file = std::fs::read_to_string(dir.path().join("token")).unwrap();
+        assert_eq!(file.trim(), full("another ca", "server", &first.server), "the file names the CA in use");
     }
 
     #[test]
@@ -291,6 +304,21 @@ mod tests {
         assert_eq!(shared.access("root", "s3cret"), None);
         ensure(dir.path(), "ca", None, None).unwrap();
         assert_eq!(read("agent-token"), read("token"));
+    }
+
+    #[test]
+    fn a_token_outlives_successors_of_the_ca() {
+        let pem = |name: &str| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap().pem()
+        };
+        let (old, new, other) = (pem("old"), pem("new"), pem("other"));
+        let token = Token::parse(&full(&old, "server", "s3cret")).unwrap();
+        assert!(token.check_ca(&old).is_ok());
+        assert!(token.check_ca(&format!("{new}{old}")).is_ok());
+        for wrong in [format!("{old}{new}"), other.clone(), format!("{new}{other}")] {
+            assert!(token.check_ca(&wrong).is_err());
+        }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import lab
@@ -10,13 +9,14 @@ from lab import BINARY, Cluster, Network, wait_for
 from lab.cluster import TOKEN
 
 
-# Answers every request with a CA, under its own certificate, and prints what it was asked.
+# Answers every request with a CA, under its own certificate, and writes down what it was asked.
 IMPOSTOR = """
 import http.server, ssl, sys, time
-dir_, ca, days = sys.argv[1], open(sys.argv[2]).read(), int(sys.argv[3])
+dir_, ca, days, port = sys.argv[1], open(sys.argv[2]).read(), int(sys.argv[3]), int(sys.argv[4])
+asked = open(dir_ + "/asked", "a")
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        print(self.command, self.path, flush=True)
+        print(self.command, self.path, file=asked, flush=True)
         self.send_response(200)
         self.send_header("Content-Length", str(len(ca)))
         self.end_headers()
@@ -26,11 +26,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return super().date_time_string(time.time() + days * 86400)
     def log_message(self, *_):
         pass
-server = http.server.ThreadingHTTPServer(("0.0.0.0", 9443), Handler)
+server = http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(dir_ + "/crt", dir_ + "/key")
 server.socket = context.wrap_socket(server.socket, server_side=True)
-print("up", flush=True)
 server.serve_forever()
 """
 
@@ -81,6 +80,7 @@ class Refused(lab.ClusterCase):
     """A machine that must not get in: it says why, tries on, and has nothing of the cluster."""
 
     servers, agents = 1, 1
+    impostors = 0
 
     def try_agent(self, *flags, says, name="stranger", written=False, before=None):
         machine = self.c.add_agent()
@@ -140,19 +140,18 @@ class Refused(lab.ClusterCase):
     def impostor(self, what, says, days=0, ca=None):
         """An agent with the right token is led to somebody else; what that one was asked."""
         del what
-        dir_ = self.m.dir + "/impostor"
+        Refused.impostors += 1
+        dir_, port = f"{self.m.dir}/impostor{Refused.impostors}", 9443 + Refused.impostors
         self.m.sh(f"""
             mkdir -p {dir_}; cd {dir_}
-            openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key -out crt -days 9 \
+            openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key -out crt -days 9 \\
                 -subj /CN=kubernetes -addext subjectAltName=DNS:kubernetes 2>/dev/null""")
-        server = self.m.spawn(sys.executable, "-c", IMPOSTOR, dir_, ca or dir_ + "/crt", days, stdout=subprocess.PIPE)
-        try:
-            self.assertEqual(server.stdout.readline(), "up\n")
-            token = open(self.m.data + "/server/token").read().strip()
-            self.try_agent("--token", token, "--server", f"https://{self.m.ip}:9443", says=says)
-        finally:
-            server.kill()
-        return set(server.communicate()[0].splitlines())
+        # It ends with the machine.
+        self.m.spawn(sys.executable, "-c", IMPOSTOR, dir_, ca or dir_ + "/crt", days, port)
+        wait_for("the impostor", lambda: self.m.exec("curl", "-sk", f"https://127.0.0.1:{port}/up"))
+        token = open(self.m.data + "/server/token").read().strip()
+        self.try_agent("--token", token, "--server", f"https://{self.m.ip}:{port}", says=says)
+        return set(open(dir_ + "/asked").read().splitlines()) - {"GET /up"}
 
     def test_nobody_there(self):
         self.try_agent("--token", TOKEN, "--server", "https://192.168.101.250:6443", says="no server can be reached")

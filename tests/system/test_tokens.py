@@ -1,8 +1,6 @@
 """Tokens that expire, are changed and are kept apart; certificates that are looked at and made anew."""
 
 import os
-import re
-import time
 
 import lab
 from lab import BINARY, wait_for
@@ -13,6 +11,7 @@ class Tokens(lab.ClusterCase):
     servers, agents = 1, 0
     flags = ["--agent-token", "agents-only"]
     time_limit = 200
+    names = 0
 
     def mussel(self, *args, check=True):
         return self.m.exec(BINARY, *args, check=check)
@@ -22,8 +21,10 @@ class Tokens(lab.ClusterCase):
         machine = self.c.add_agent()
         self.c.agents.remove(machine)
         machine.flags = [f for f in machine.flags if f not in ("--token", TOKEN)]
+        Tokens.names += 1
         try:
-            machine.start("--token", token, ready=False)
+            # Each is another machine, and must have another name.
+            machine.start("--token", token, "--node-name", f"joiner{Tokens.names}", ready=False)
             if says:
                 wait_for(f"{says!r} in the log", lambda: says in machine.log(), 20)
             else:
@@ -115,7 +116,7 @@ class Certificates(lab.ClusterCase):
         self.assertIn("made anew at the next start", done.out)
         self.assertFalse(os.path.exists(agent.data + "/agent/client-kubelet.crt"))
         agent.start(ready=False)
-        wait_for("the agent", lambda: "joined the cluster" in agent.log().split("mussel agent")[-1])
+        wait_for("the new certificate", lambda: os.path.exists(agent.data + "/agent/client-kubelet.crt"))
         self.assertNotEqual(open(agent.data + "/agent/client-kubelet.crt").read(), before)
         self.assertEqual(open(agent.data + "/agent/client-kubelet.key").read(), key)
         self.c.wait_node(agent)
