@@ -368,7 +368,6 @@ mod tests {
             seccomp: true,
             device_filter: false,
             apparmor: false,
-            device_filter: true,
         };
         let user = User { uid: 5, gid: 6, groups: vec![6, 7], home: "/home/u".into() };
         let mounts = [BindMount {

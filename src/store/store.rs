@@ -346,7 +346,7 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
         io::ErrorKind::InvalidData => OpenError::Corrupt { file: file.clone(), detail: source.to_string() },
         _ => OpenError::Engine { file: file.clone(), source },
     };
-    let disk = Disk::start(Database::Engine(engine), dir.to_path_buf(), metrics.clone()).map_err(damaged)?;
+    let disk = Disk::start(Database::Engine(Box::new(engine)), dir.to_path_buf(), metrics.clone()).map_err(damaged)?;
     let recover = || -> Result<(Arc<Machine>, LogStore), OpenError> {
         let machine = Machine::open(&disk, config, identity, standing, metrics).map_err(damaged)?;
         let log = LogStore::open(disk.clone(), machine.applied_index()).map_err(damaged)?;

@@ -100,7 +100,7 @@ pub enum RestoreError {
 fn newest(dir: &Path, identity: Identity) -> Result<mvcc::Snapshot, RestoreError> {
     let read = |source| RestoreError::Read { dir: dir.to_path_buf(), source };
     let (engine, closed) = Engine::open(dir, CACHE_BYTES, DirLock::take(dir)?)?;
-    let disk = Disk::start(Database::Engine(engine), dir.to_path_buf(), Metrics::default()).map_err(read)?;
+    let disk = Disk::start(Database::Engine(Box::new(engine)), dir.to_path_buf(), Metrics::default()).map_err(read)?;
     let opened = Machine::open(&disk, &Config::new(dir), identity, Standing::Member, Metrics::default());
     let replayed = opened.and_then(|machine| {
         LogStore::open(disk.clone(), machine.applied_index())?;

@@ -7,7 +7,7 @@ use crate::disk::engine::{Engine, Slice, Space, Writes};
 use crate::disk::identity::{self, Marker};
 
 pub(crate) enum Database {
-    Engine(Engine),
+    Engine(Box<Engine>),
     #[cfg(test)]
     Simulated(crate::sim::disk::Platter),
 }

@@ -23,7 +23,8 @@ impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
         let dir = tempfile::tempdir().unwrap();
         let lock = DirLock::take(dir.path()).unwrap();
         let (engine, _) = Engine::open(dir.path(), 1 << 20, lock).unwrap();
-        let disk = Disk::start(Database::Engine(engine), dir.path().to_path_buf(), Metrics::default()).unwrap();
+        let disk =
+            Disk::start(Database::Engine(Box::new(engine)), dir.path().to_path_buf(), Metrics::default()).unwrap();
         let machine =
             Machine::open(&disk, &Config::new(dir.path()), IDENTITY, Standing::Member, Metrics::default()).unwrap();
         let log = LogStore::open(disk.clone(), machine.applied_index()).unwrap();

@@ -1,6 +1,6 @@
 //! The store through its wall, in one process.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mussel_store::*;
