@@ -77,6 +77,20 @@ async fn kubelets_keep_to_their_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_taint_that_evicts_knows_since_when() {
+    let cluster = Cluster::start().await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
+    cluster.post("/api/v1/nodes", node).await.ok();
+    let taints =
+        json!({"spec": {"taints": [{"key": "a", "effect": "NoExecute"}, {"key": "b", "effect": "NoSchedule"}]}});
+    let node = cluster.patch("/api/v1/nodes/n", "merge", taints).await.ok();
+    let since = node["spec"]["taints"][0]["timeAdded"].clone();
+    assert!(since.is_string() && node["spec"]["taints"][1]["timeAdded"].is_null(), "{node}");
+    let labels = json!({"metadata": {"labels": {"x": "y"}}});
+    assert_eq!(cluster.patch("/api/v1/nodes/n", "merge", labels).await.ok()["spec"]["taints"][0]["timeAdded"], since);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_grants_what_they_do_not_hold() {
     let cluster = Cluster::start().await;
     let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles";
