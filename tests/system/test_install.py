@@ -10,6 +10,7 @@ import subprocess
 
 import lab
 from lab import wait_for
+from lab.machine import cgroups
 
 INSTALL = os.path.join(lab.ROOT, "install.sh")
 
@@ -92,7 +93,7 @@ class WithoutSystemd(lab.Case):
         after = m.sh(STATE).splitlines()
         self.assertEqual(sorted(set(after) - set(before)), [], "left behind")
         self.assertEqual(sorted(set(before) - set(after)), [], "gone")
-        self.assertEqual(m._cgroups(), [])
+        self.assertEqual(cgroups(m.cgroup_root), [])
 
     def test_refusals_write_nothing(self):
         before = self.m.sh(STATE)
