@@ -277,7 +277,15 @@ impl Store {
             if let Err(error) = shared.raft.shutdown().await {
                 tracing::warn!(%error, "raft did not stop cleanly");
             }
-            drop(shared.disk.lock().unwrap_or_else(PoisonError::into_inner).take());
+            let disk = shared.disk.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(disk) = disk
+                && disk.written() > 0
+            {
+                let marker = Marker { closed: Some(disk.written()), ..shared.machine.marker() };
+                if let Err(error) = disk.write(Writes::default(), Some(marker)).await {
+                    tracing::warn!(%error, "the store's end is not noted");
+                }
+            }
             let closed = shared.closed.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(closed) = closed {
                 // It resolves by being dropped.
@@ -355,6 +363,18 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
         {
             let detail = format!("goes back behind log index {}, which was on disk", marker.checkpointed);
             return Err(OpenError::Lost { dir: dir.to_path_buf(), detail });
+        }
+        if let Some(marker) = marker
+            && let Some(closed) = marker.closed
+        {
+            let end = log.last_index().max(machine.applied_index().load(Ordering::Acquire));
+            if end < closed {
+                let detail = format!("is damaged: its log ends at {end}, and ended at {closed} when it was closed");
+                return Err(OpenError::Lost { dir: dir.to_path_buf(), detail });
+            }
+            // From now on it may end anywhere again: Raft takes back what was not committed.
+            identity::write(dir, &Marker { closed: None, ..marker })
+                .map_err(|source| OpenError::Write { file: dir.join("identity"), source })?;
         }
         let membership = machine.membership();
         if membership.voter_ids().any(|voter| voter == identity.member) {
@@ -445,7 +465,7 @@ fn settle_identity(
         // The first start ended between the two.
         (Some(identity), None) => {
             let standing = begins_as(beginning);
-            let marker = Marker { identity, checkpointed: 0, standing };
+            let marker = Marker { identity, checkpointed: 0, standing, closed: None };
             if let Beginning::Join { cluster: wanted, .. } = beginning
                 && wanted.0 != identity.cluster
             {
@@ -465,7 +485,7 @@ fn settle_identity(
             identity.record(&mut writes);
             engine.write(&writes).map_err(read)?;
             identity::sync_dir(&dir.join("sled")).map_err(write)?;
-            identity::write(dir, &Marker { identity, checkpointed: 0, standing }).map_err(write)?;
+            identity::write(dir, &Marker { identity, checkpointed: 0, standing, closed: None }).map_err(write)?;
             Ok((identity, standing))
         }
     }

@@ -228,7 +228,10 @@ impl Founding {
             identity.record(&mut writes);
             engine.write(&writes)?;
             identity::sync_dir(&dir.join("sled"))?;
-            identity::write(&dir, &Marker { identity, checkpointed: log_id.index, standing: Standing::Member })
+            identity::write(
+                &dir,
+                &Marker { identity, checkpointed: log_id.index, standing: Standing::Member, closed: None },
+            )
         };
         let finished = finish();
         drop(engine);

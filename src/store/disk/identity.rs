@@ -55,6 +55,9 @@ pub(crate) struct Marker {
     /// The log index after the newest checkpoint that is known to be on disk; 0 before the first.
     pub(crate) checkpointed: u64,
     pub(crate) standing: Standing,
+    /// The end of the log when the store was shut down; `None` while it runs, and after a crash. Damage inside the log looks
+    /// like its torn end to the engine, which a clean end does not have.
+    pub(crate) closed: Option<u64>,
 }
 
 /// What this member is to its group, as far as it knows.
@@ -100,20 +103,27 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Marker>, OpenError> {
             // The first version had no such field.
             _ => Standing::Member,
         },
+        closed: match field("closed") {
+            Ok(index) => Some(index.parse().map_err(|_| bad("closed"))?),
+            Err(_) => None,
+        },
     }))
 }
 
 /// Replaces the marker as a whole. It is on disk when this returns.
 pub(crate) fn write(dir: &Path, marker: &Marker) -> io::Result<()> {
-    let Marker { identity: Identity { cluster, member }, checkpointed, standing } = marker;
+    let Marker { identity: Identity { cluster, member }, checkpointed, standing, closed } = marker;
     let standing = match standing {
         Standing::Joining => "joining",
         Standing::Member => "member",
         Standing::Removed => "removed",
     };
-    let text = format!(
+    let mut text = format!(
         "format={FORMAT}\ncluster={cluster:032x}\nmember={member}\ncheckpointed={checkpointed}\nstanding={standing}\n"
     );
+    if let Some(closed) = closed {
+        text.push_str(&format!("closed={closed}\n"));
+    }
     let temporary = dir.join("identity.new");
     let mut file = File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
@@ -135,7 +145,8 @@ mod tests {
     fn a_marker_survives_a_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(dir.path()).unwrap(), None);
-        let marker = Marker { identity: Identity::found().unwrap(), checkpointed: 7, standing: Standing::Joining };
+        let identity = Identity::found().unwrap();
+        let marker = Marker { identity, checkpointed: 7, standing: Standing::Joining, closed: Some(9) };
         write(dir.path(), &marker).unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(marker));
     }

@@ -79,6 +79,11 @@ impl LogStore {
         Ok(())
     }
 
+    /// The index of the newest entry, kept or purged; 0 when there was none.
+    pub(crate) fn last_index(&self) -> u64 {
+        self.lock().last.map_or(0, |id| id.index)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

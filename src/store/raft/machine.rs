@@ -250,7 +250,7 @@ impl Machine {
     /// What the identity file has to say now.
     pub(crate) fn marker(&self) -> Marker {
         let (checkpointed, standing) = (*self.checkpointed.borrow(), *self.standing.borrow());
-        Marker { identity: self.identity, checkpointed, standing }
+        Marker { identity: self.identity, checkpointed, standing, closed: None }
     }
 
     pub(crate) fn is_sole_voter(&self) -> bool {

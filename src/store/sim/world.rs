@@ -114,7 +114,7 @@ impl World {
             None => {
                 let identity = Identity { cluster: CLUSTER.0, member: host as u64 + 1 };
                 let standing = if host == 0 { Standing::Member } else { Standing::Joining };
-                let marker = Marker { identity, checkpointed: 0, standing };
+                let marker = Marker { identity, checkpointed: 0, standing, closed: None };
                 platter.write_marker(&marker).unwrap();
                 let joins = Beginning::Join { cluster: CLUSTER, seeds };
                 (marker, if host == 0 { Beginning::Open } else { joins })
