@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -171,7 +171,9 @@ impl Store {
 
     /// This member is the whole group: what it has applied is what is committed.
     fn is_alone(&self) -> bool {
-        *self.shared.leader.borrow() && self.shared.machine.is_sole_voter()
+        let shared = &self.shared;
+        // By what is in the log, too: a member that starts has applied old entries only, and those may say so.
+        *shared.leader.borrow() && shared.group.sole_voter.load(Ordering::Acquire) && shared.machine.is_sole_voter()
     }
 
     /// The newest state, as fresh as asked for. Never touches the disk.
@@ -590,6 +592,7 @@ pub(crate) async fn start(
         failures: disk.failures(),
         record: Mutex::new(config.peer.is_some().then(|| own_record(&config))),
         changing: tokio::sync::Mutex::default(),
+        sole_voter: AtomicBool::new(lone),
         noted: watch::Sender::new(if joining { Standing::Joining } else { Standing::Member }),
         heard: Mutex::new(tokio::time::Instant::now()),
         stop: stop.clone(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::ChangeMembers;
@@ -47,6 +48,8 @@ impl Group {
                     self.links.to(*id, &member.address);
                 }
                 let leading = now.current_leader == Some(own) && now.state.is_leader();
+                // Before it is said to lead.
+                self.sole_voter.store(membership.voter_ids().eq([own]), Ordering::Release);
                 leads.send_if_modified(|leads| std::mem::replace(leads, leading) != leading);
                 let metrics = &self.metrics;
                 let known = now.current_leader.is_some();

@@ -13,6 +13,7 @@ mod wall;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,9 @@ pub(crate) struct Group {
     pub(crate) changing: tokio::sync::Mutex<()>,
     /// What of the member's standing is in the identity file.
     pub(crate) noted: watch::Sender<Standing>,
+    /// This member is the only voter by the newest entries of its log. What it has applied may be older, for a while after
+    /// a start.
+    pub(crate) sole_voter: AtomicBool,
     /// When a leader was last heard.
     pub(crate) heard: Mutex<Instant>,
     pub(crate) stop: CancellationToken,
