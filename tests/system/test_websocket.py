@@ -1,4 +1,4 @@
-"""Exec for clients that speak WebSocket themselves, as a browser does."""
+"""Logs and exec for clients that speak WebSocket themselves, as a browser does."""
 
 import base64
 import json
@@ -27,6 +27,21 @@ class WebSocket(lab.Case):
         messages = [(kind, base64.b64decode(data)) for kind, data in answer["messages"]]
         self.assertEqual(messages[-1], (CLOSE, NORMAL))
         return 101, messages[:-1]
+
+    def test_logs(self):
+        self.m.run_pod("speaker", "echo container is alive; sleep 1000000")
+        lab.wait_for("the log", lambda: self.m.out("logs", "speaker"))
+        status, messages = self.read("speaker/log?container=main", "binary.k8s.io")
+        self.assertEqual((status, {kind for kind, _ in messages}), (101, {BINARY}))
+        self.assertEqual(b"".join(data for _, data in messages), b"container is alive\n")
+        status, messages = self.read("speaker/log?container=main", "base64.binary.k8s.io")
+        self.assertEqual((status, {kind for kind, _ in messages}), (101, {TEXT}))
+        self.assertEqual(b"".join(base64.b64decode(data) for _, data in messages), b"container is alive\n")
+        self.assertEqual(self.read("speaker/log?container=none", "binary.k8s.io")[0], 400)
+        self.m.run_pod("counter", "for i in 1 2 3; do echo $i; sleep 0.5; done", spec={"restartPolicy": "Never"}, wait=False)
+        lab.wait_for("the first line", lambda: self.m.kubectl("logs", "counter", check=False).out)
+        _, messages = self.read("counter/log?follow=true", "binary.k8s.io")
+        self.assertEqual(b"".join(data for _, data in messages), b"1\n2\n3\n")
 
     def test_exec(self):
         self.m.run_pod("worker")
