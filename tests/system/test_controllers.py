@@ -1,6 +1,8 @@
-"""Controllers that only show in a whole system: volumes and claims, quotas, deletion in order, Jobs by index, resizing."""
+"""Controllers that only show in a whole system: volumes and claims, quotas, deletion in order, Jobs by index, resizing,
+taints."""
 
 import json
+import time
 
 import lab
 from lab import BUSYBOX, wait_for
@@ -112,3 +114,26 @@ class Controllers(lab.Case):
         self.assertEqual(resize("200m", "64Mi"), 0)
         self.assertEqual(resize("200m", "96Mi"), 1)
         self.assertEqual(resize("100m", "96Mi"), 1)
+
+    def test_a_taint_evicts_who_does_not_stand_it(self):
+        node = self.m.json("get", "nodes")["items"][0]["metadata"]["name"]
+        def stands(**more):
+            return {"tolerations": [{"key": "lab", "value": "evict", "effect": "NoExecute", **more}]}
+        for name, spec in {"never": {}, "short": stands(tolerationSeconds=4), "longer": stands(tolerationSeconds=20),
+                           "ever": stands()}.items():
+            self.m.run_pod(name, spec=spec)
+        def stays(name):
+            return not self.gone("pod/" + name) and "deletionTimestamp" not in self.m.pod(name)["metadata"]
+        tainted = time.monotonic()
+        self.m.kubectl("taint", "nodes", node, "lab=evict:NoExecute")
+        try:
+            wait_for("the pod without a toleration to leave", lambda: not stays("never"))
+            wait_for("the pod that tolerates for a time to leave", lambda: not stays("short"))
+            # The taint's time is in whole seconds.
+            self.assertGreater(time.monotonic() - tainted, 3)
+            self.assertTrue(stays("longer"))
+        finally:
+            self.m.kubectl("taint", "nodes", node, "lab:NoExecute-")
+        # Without the taint, the end of its time must pass like any other moment.
+        wait_for("the time of the other", lambda: time.monotonic() - tainted > 24, 30)
+        self.assertTrue(stays("longer") and stays("ever"))

@@ -1,5 +1,6 @@
 //! Requests that end elsewhere: logs, exec, attach and port-forward at a pod's kubelet, and the pod, service and node
-//! proxies. Bytes are streamed both ways; WebSocket and SPDY are for the other end to understand.
+//! proxies. Bytes are streamed both ways; WebSocket and SPDY are for the other end to understand, but for a log, which
+//! this end sends by WebSocket when asked.
 
 mod backend;
 mod forward;
@@ -8,6 +9,7 @@ mod log_options;
 mod node;
 mod pod;
 mod target;
+mod wsstream;
 
 use std::sync::Arc;
 

@@ -5,6 +5,7 @@ use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 
 use super::forward::{ForwardError, forward};
+use super::wsstream::Handshake;
 use super::{Connect, encode_component, is_upgrade, log_options, read, snapshot};
 use crate::handler::{Body, Response};
 use crate::request::Query;
@@ -13,7 +14,13 @@ use crate::status::Status;
 /// How much of a kubelet's refusal is passed on.
 const REFUSAL_BYTES_MAX: usize = 50_000;
 
-pub async fn log(connect: Connect<'_>) -> Result<Response, Status> {
+pub async fn log(mut connect: Connect<'_>) -> Result<Response, Status> {
+    let handshake = Handshake::of(&mut connect.request)?;
+    let context = &connect.server.context;
+    let answer = |body| match handshake {
+        Some(handshake) => handshake.serve(body, &context.tasks, &context.stop),
+        None => plain_text(body),
+    };
     let name = connect.info.name.clone();
     let options = log_options::kubelet_query(&name, &connect.query)?;
     let snapshot = snapshot(connect.server).await?;
@@ -21,21 +28,20 @@ pub async fn log(connect: Connect<'_>) -> Result<Response, Status> {
     let container = container(&pod, &name, connect.query.get("container").unwrap_or_default())?;
     let Some(node) = node_of(&pod) else {
         // Not scheduled yet: there is nothing to read, which is no error.
-        return Ok(plain_text(Body::empty()));
+        return Ok(answer(Body::empty()));
     };
     let backend = connect.server.kubelets.backend(&snapshot, node)?;
     let mut path = format!("/containerLogs/{}/{name}/{}", connect.info.namespace, encode_component(&container));
     if !options.is_empty() {
         path = format!("{path}?{options}");
     }
-    let context = &connect.server.context;
     let mut request = http::Request::new(Body::empty());
     request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("*/*"));
     let response = forward(&backend, &path, request, &context.tasks, &context.stop)
         .await
         .map_err(|error| Status::internal(format_args!("Get \"https://{}{path}\": {error}", backend.address)))?;
     if response.status().is_success() {
-        return Ok(plain_text(response.into_body()));
+        return Ok(answer(response.into_body()));
     }
     Err(refusal(response, &name).await)
 }

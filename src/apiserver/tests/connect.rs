@@ -5,6 +5,9 @@ mod support;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -16,6 +19,8 @@ use serde_json::json;
 use support::{Ca, TestServer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 /// Answers every request with its own path, or an upgraded echo. Speaks TLS with a certificate for `node`.
 async fn kubelet(ca: &Ca) -> SocketAddr {
@@ -137,6 +142,57 @@ async fn logs_come_from_the_kubelet() {
     assert_eq!((status, message.as_str()), (400, "/containerLogs/default/two/broken"));
     let (status, message) = error(pods.logs("none", &LogParams::default()).await.unwrap_err());
     assert_eq!((status, message.as_str()), (404, "pods \"none\" not found"));
+    server.stop().await;
+}
+
+/// A log that is asked for by WebSocket: what was agreed on, and all messages until the close.
+async fn log_by_websocket(
+    server: &TestServer,
+    pod: &str,
+    offered: &'static str,
+) -> Result<(String, Vec<Message>), u16> {
+    let stream = server.tls_stream(Some(server.ca.issue("admin", &["system:masters"], &[])), false).await;
+    let path = format!("wss://localhost/api/v1/namespaces/default/pods/{pod}/log?follow=true");
+    let mut request = path.into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", offered.parse().unwrap());
+    let (mut socket, response) = match tokio_tungstenite::client_async(request, stream).await {
+        Ok(open) => open,
+        Err(tungstenite::Error::Http(response)) => return Err(response.status().as_u16()),
+        Err(other) => panic!("{other}"),
+    };
+    let mut messages = Vec::new();
+    while let Some(message) = socket.next().await {
+        messages.push(message.unwrap());
+    }
+    Ok((response.headers()["sec-websocket-protocol"].to_str().unwrap().to_owned(), messages))
+}
+
+#[tokio::test]
+async fn logs_are_read_by_websocket_too() {
+    let (server, _) = server_with_kubelet().await;
+    let (protocol, messages) = log_by_websocket(&server, "web", "binary.k8s.io").await.unwrap();
+    assert_eq!(protocol, "binary.k8s.io");
+    let log = "/containerLogs/default/web/c?follow=true";
+    let close = |message: &Message| matches!(message, Message::Close(Some(frame)) if u16::from(frame.code) == 1000);
+    assert!(messages.last().is_some_and(close), "{messages:?}");
+    let binary = |message: &Message| match message {
+        Message::Binary(bytes) => bytes.to_vec(),
+        other => panic!("{other:?}"),
+    };
+    let seen: Vec<u8> = messages[..messages.len() - 1].iter().flat_map(binary).collect();
+    assert_eq!(String::from_utf8(seen).unwrap(), log);
+
+    let (protocol, messages) = log_by_websocket(&server, "web", "base64.binary.k8s.io").await.unwrap();
+    assert_eq!(protocol, "base64.binary.k8s.io");
+    let text = |message: &Message| STANDARD.decode(message.to_text().unwrap()).unwrap();
+    let seen: Vec<u8> = messages[..messages.len() - 1].iter().flat_map(text).collect();
+    assert_eq!(String::from_utf8(seen).unwrap(), log);
+
+    let (_, messages) = log_by_websocket(&server, "waiting", "binary.k8s.io").await.unwrap();
+    assert!(messages.iter().all(|message| message.is_close() || message.is_empty()), "{messages:?}");
+    assert_eq!(log_by_websocket(&server, "web", "v4.channel.k8s.io").await.unwrap_err(), 403);
+    assert_eq!(log_by_websocket(&server, "two", "binary.k8s.io").await.unwrap_err(), 400);
+    assert_eq!(log_by_websocket(&server, "none", "binary.k8s.io").await.unwrap_err(), 404);
     server.stop().await;
 }
 
