@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use http::{HeaderValue, header};
 use mussel_apiserver::{Answer, ApiServer, Body, Response, Status};
 use mussel_store::Store;
 use tokio::net::TcpStream;
@@ -52,6 +53,13 @@ impl Front {
     }
 }
 
+/// An answer in the API server's place. kubectl keeps answers on disk and believes them for minutes, unless told not to.
+fn refusal(status: Status) -> Response {
+    let mut response = status.into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, private"));
+    response
+}
+
 impl Answer for Front {
     fn request(&self, request: http::Request<Body>) -> BoxFuture<'static, Response> {
         let inner = Arc::clone(&self.0);
@@ -60,13 +68,13 @@ impl Answer for Front {
                 return inner.supervisor.answer(request).await;
             }
             if !inner.serves_api {
-                return Status::unavailable("this server does not serve the API (--disable-apiserver)").into_response();
+                return refusal(Status::unavailable("this server does not serve the API (--disable-apiserver)"));
             }
             match inner.api.get() {
                 Some(api) => api.handle(request).await,
                 None => {
                     let status = Status::unavailable("the API server is starting");
-                    status.with_retry_after(RETRY_AFTER_SECONDS).into_response()
+                    refusal(status.with_retry_after(RETRY_AFTER_SECONDS))
                 }
             }
         })
@@ -83,5 +91,17 @@ impl Answer for Front {
                 tracing::debug!(%error, "a server's connection ended");
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_keeps_the_answer_of_a_server_that_starts() {
+        let response = refusal(Status::unavailable("the API server is starting"));
+        assert_eq!(response.status(), 503);
+        assert!(response.headers()[header::CACHE_CONTROL].to_str().unwrap().contains("no-store"));
     }
 }
