@@ -1,5 +1,8 @@
 //! What `/metrics` tells: upstream's names for requests, and the store's own.
 
+mod process;
+
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -163,13 +166,35 @@ impl Metrics {
         add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// All metrics in Prometheus' text format, version 0.0.4, which is what every client reads.
+    ///
     /// # Errors
     /// When a metric cannot be printed.
     pub fn print(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let mut out = from_open_metrics(&out);
+        process::print(&mut out);
         Ok(out)
     }
+}
+
+/// The older format names a counter with its `_total` in TYPE and HELP too, and knows neither units nor an end.
+fn from_open_metrics(text: &str) -> String {
+    let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let counters: HashSet<&str> = kinds.filter(|(_, kind)| *kind == "counter").map(|(name, _)| name).collect();
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+        let comment = ["# HELP ", "# TYPE "].into_iter().find_map(|word| Some((word, line.strip_prefix(word)?)));
+        match comment.and_then(|(word, rest)| Some((word, rest.split_once(' ')?))) {
+            Some((word, (name, rest))) if counters.contains(name) => {
+                out.extend([word, name, "_total ", rest]);
+            }
+            _ => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
 }
 
 pub struct InFlight(Gauge<i64, AtomicI64>);
@@ -199,6 +224,9 @@ mod tests {
             text.contains("apiserver_request_total{verb=\"LIST\",group=\"\",version=\"v1\",resource=\"pods\""),
             "{text}"
         );
+        assert!(text.contains("# TYPE apiserver_request_total counter\n"), "{text}");
+        assert!(text.contains("# TYPE apiserver_request_duration_seconds histogram\n"), "{text}");
+        assert!(!text.contains("# EOF"), "{text}");
         drop(guard);
         assert!(metrics.print().unwrap().contains("{request_kind=\"readOnly\"} 0"));
     }

@@ -71,7 +71,7 @@ pub(crate) async fn dispatch(
         ("version", None) => Ok(json_response(&version())),
         ("metrics", None) => match context.metrics.print() {
             Ok(text) => {
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                let kind = "text/plain; version=0.0.4; charset=utf-8";
                 Ok(with_type(Body::from(text), HeaderValue::from_static(kind)))
             }
             Err(error) => Err(Status::internal(error)),

@@ -2,10 +2,12 @@
 //! their node without asking it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
 use mussel_api::quantity::Quantity;
 
+use crate::allocation::{self, Allocations, Given, Pending};
 use crate::shared::Shared;
 use crate::status::Verdict;
 use crate::{pod, resources};
@@ -18,30 +20,102 @@ fn rejected(reason: &str, message: &str) -> Verdict {
 /// Why the pod fails, in upstream's words.
 pub async fn admit(shared: &Shared, pod: &Pod) -> Result<(), Verdict> {
     let mut admitted = shared.admitted.lock().await;
-    let others: Vec<_> = {
-        let all = shared.registry.list();
-        let alive: Vec<_> = all.into_iter().filter(|(_, p)| !p.finished).map(|(p, _)| p).collect();
-        admitted.retain(|uid| alive.iter().any(|p| pod::uid(p) == uid));
-        alive.into_iter().filter(|p| pod::uid(p) != pod::uid(pod) && admitted.contains(pod::uid(p))).collect()
-    };
+    let others = others(shared, &mut admitted, pod);
     let labels = shared.node.get("", &shared.config.node_name).and_then(|n| n.metadata.labels.clone());
     let labels = labels.unwrap_or_else(|| shared.config.labels.clone());
-    let room = Room {
-        pods_max: shared.config.pods_max,
-        milli_cpu: shared.machine.cpus * 1000,
-        memory: shared.machine.memory,
-        apparmor: shared.machine.apparmor,
-    };
-    check(pod, others.iter().map(AsRef::as_ref), &room, &labels, &shared.config.node_name)?;
-    admitted.insert(pod::uid(pod).to_owned());
+    check(pod, others.iter().map(AsRef::as_ref), &Room::of(shared), &labels, &shared.config.node_name)?;
+    admitted.insert(pod::uid(pod), Given::wanted(pod));
     Ok(())
 }
+
+/// A pod that ran before this process did keeps its room.
+pub async fn readmit(shared: &Shared, pod: &Pod) {
+    shared.admitted.lock().await.insert(pod::uid(pod), Given::before_restart(pod));
+}
+
+/// An admitted pod with what it may have now and, where that is not all that it asks for, why.
+pub async fn allocate(shared: &Shared, pod: &Arc<Pod>) -> (Arc<Pod>, Option<Pending>) {
+    let mut admitted = shared.admitted.lock().await;
+    let now = admitted.apply(pod);
+    if Arc::ptr_eq(&now, pod) {
+        admitted.forget_wait(pod::uid(pod));
+        return (now, None);
+    }
+    let others = others(shared, &mut admitted, pod);
+    if let Err(pending) = Room::of(shared).resize(pod, &now, others.iter().map(AsRef::as_ref)) {
+        if pending.reason == DEFERRED {
+            admitted.defer(pod::uid(pod));
+        } else {
+            admitted.forget_wait(pod::uid(pod));
+        }
+        return (now, Some(pending));
+    }
+    admitted.insert(pod::uid(pod), Given::wanted(pod));
+    drop(admitted);
+    if !allocation::grows(&now, pod).is_empty() {
+        freed(shared).await;
+    }
+    (pod.clone(), None)
+}
+
+/// Some pod has less than before: those that wait for room look again.
+pub async fn freed(shared: &Shared) {
+    shared.admitted.lock().await.deferred().for_each(|uid| shared.registry.wake(uid));
+}
+
+/// The admitted pods beside `pod`, as they were let in.
+fn others(shared: &Shared, admitted: &mut Allocations, pod: &Pod) -> Vec<Arc<Pod>> {
+    let all = shared.registry.list();
+    let alive: Vec<_> = all.into_iter().filter(|(_, p)| !p.finished).map(|(p, _)| p).collect();
+    admitted.retain(|uid| alive.iter().any(|p| pod::uid(p) == uid));
+    let others = alive.iter().filter(|p| pod::uid(p) != pod::uid(pod) && admitted.contains(pod::uid(p)));
+    others.map(|p| admitted.apply(p)).collect()
+}
+
+const DEFERRED: &str = "Deferred";
 
 struct Room {
     pods_max: u32,
     milli_cpu: i64,
     memory: i64,
     apparmor: bool,
+}
+
+impl Room {
+    fn of(shared: &Shared) -> Self {
+        Self {
+            pods_max: shared.config.pods_max,
+            milli_cpu: shared.machine.cpus * 1000,
+            memory: shared.machine.memory,
+            apparmor: shared.machine.apparmor,
+        }
+    }
+
+    /// Whether `pod`, which has what `now` says, may have what it asks for.
+    fn resize<'a>(&self, pod: &Pod, now: &Pod, others: impl Iterator<Item = &'a Pod> + Clone) -> Result<(), Pending> {
+        if pod::is_static(pod) {
+            let message = "In-place resize of static-pods is not supported".to_owned();
+            return Err(Pending { reason: "Infeasible", message });
+        }
+        for name in allocation::grows(pod, now) {
+            let (capacity, unit): (i64, fn(&Quantity) -> i64) =
+                if name == "cpu" { (self.milli_cpu, Quantity::to_milli) } else { (self.memory, Quantity::value) };
+            let wanted = unit(&resources::pod_request(pod, name));
+            if wanted > capacity {
+                let message =
+                    format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}");
+                return Err(Pending { reason: "Infeasible", message });
+            }
+            let used: i64 = others.clone().map(|p| unit(&resources::pod_request(p, name))).sum();
+            if used.saturating_add(wanted) > capacity {
+                let message = format!(
+                    "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
+                );
+                return Err(Pending { reason: DEFERRED, message });
+            }
+        }
+        Ok(())
+    }
 }
 
 fn check<'a>(
@@ -152,6 +226,26 @@ mod tests {
 
     fn pod(spec: serde_json::Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_resize_waits_for_room_that_can_be_and_fails_for_room_that_cannot() {
+        let asks = |cpu: &str| pod(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}));
+        let room = Room { pods_max: 3, milli_cpu: 1000, memory: 1 << 30, apparmor: false };
+        let (now, other) = (asks("100m"), asks("700m"));
+        for (wanted, expected) in [
+            ("300m", None),
+            (
+                "301m",
+                Some(("Deferred", "Node didn't have enough resource: cpu, requested: 301, used: 700, capacity: 1000")),
+            ),
+            ("1001m", Some(("Infeasible", "Node didn't have enough capacity: cpu, requested: 1001, capacity: 1000"))),
+            ("50m", None),
+        ] {
+            let result = room.resize(&asks(wanted), &now, std::iter::once(&other)).err();
+            let expected = expected.map(|(reason, message)| Pending { reason, message: message.into() });
+            assert_eq!(result, expected, "{wanted}");
+        }
     }
 
     #[test]

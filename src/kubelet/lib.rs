@@ -11,6 +11,7 @@
 //! kubelet; the API forgets a pod only after its last container has ended here.
 
 mod admission;
+mod allocation;
 mod backoff;
 mod cgroups;
 mod config;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::pod;
 use crate::shared::Shared;
-use crate::status::RESIZING;
+use crate::status::{RESIZE_PENDING, RESIZING};
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -236,8 +236,10 @@ fn patch(known: &PodStatus, wanted: &PodStatus) -> Option<Value> {
             Some(value)
         })
         .collect();
-    let gone =
-        |b: &&PodCondition| b.type_ == RESIZING && !wanted.conditions.iter().flatten().any(|c| c.type_ == RESIZING);
+    let gone = |b: &&PodCondition| {
+        [RESIZE_PENDING, RESIZING].contains(&b.type_.as_str())
+            && !wanted.conditions.iter().flatten().any(|c| c.type_ == b.type_)
+    };
     let conditions: Vec<Value> = conditions
         .into_iter()
         .chain(before.iter().filter(gone).map(|b| json!({"type": b.type_, "$patch": "delete"})))

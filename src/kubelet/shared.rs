@@ -1,6 +1,6 @@
 //! What every part of the kubelet works with.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Service};
@@ -9,6 +9,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::allocation::Allocations;
 use crate::backoff::Backoff;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
@@ -133,7 +134,7 @@ pub struct Shared {
     pub runtime_version: OnceLock<String>,
     pub reports: Semaphore,
     /// The pods that have been let in. Admission looks at one at a time, or two could get the same room.
-    pub admitted: tokio::sync::Mutex<HashSet<String>>,
+    pub admitted: tokio::sync::Mutex<Allocations>,
     pub node: Informer<Node>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,

@@ -13,20 +13,25 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use mussel_cri::v1;
 
+use crate::allocation::Pending;
 use crate::observed::{Observed, Seen};
 use crate::plan::{Health, restart_after_exit, should_restart};
 use crate::{pod, resources};
 
 /// The conditions that the kubelet sets; all others belong to others.
-pub const OWN_CONDITIONS: [&str; 7] = [
+pub const OWN_CONDITIONS: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
     "PodScheduled",
     "DisruptionTarget",
+    RESIZE_PENDING,
     RESIZING,
 ];
+
+/// The spec asks for more than the pod was given. Taken away, not set to false, when it is not so any more.
+pub const RESIZE_PENDING: &str = "PodResizePending";
 
 /// Some container does not have yet what the spec gives it. Taken away, not set to false, when all have it.
 pub const RESIZING: &str = "PodResizeInProgress";
@@ -53,6 +58,8 @@ pub struct Inputs<'a> {
     pub waiting: &'a HashMap<String, Waiting>,
     pub health: &'a dyn Health,
     pub verdict: Option<&'a Verdict>,
+    /// Why `pod` does not have the resources that its spec in the API asks for.
+    pub pending: Option<&'a Pending>,
     /// The status reported before, or the API's at first.
     pub before: &'a PodStatus,
     pub host_ips: &'a [String],
@@ -458,6 +465,9 @@ fn conditions(inputs: &Inputs, status: &mut PodStatus) {
     }
     if !inputs.ending && resizing(inputs, status) {
         own.push((RESIZING, (true, "", String::new())));
+    }
+    if let Some(pending) = inputs.pending.filter(|_| !inputs.ending) {
+        own.push((RESIZE_PENDING, (true, pending.reason, pending.message.clone())));
     }
     let mut conditions = Vec::new();
     for (type_, (is, reason, message)) in own {

@@ -66,6 +66,7 @@ fn run(pod: &Pod, observed: &Observed, waiting: &[(&str, &str)], ending: bool, v
         .map(|(name, reason)| ((*name).to_owned(), Waiting { reason: (*reason).into(), message: String::new() }))
         .collect();
     compute(&Inputs {
+        pending: None,
         pod,
         observed,
         waiting: &waiting,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use mussel_api::quantity::Quantity;
 
@@ -60,6 +60,23 @@ fn requests(resources: Option<&ResourceRequirements>) -> Resources {
     Resources::of(resources.and_then(|resources| resources.requests.as_ref()))
 }
 
+/// What the container asks for or, until a resize is over, still has: whichever is more. A resize that can never be
+/// counts for nothing (KEP-1287).
+fn held(container: &Container, pod: &Pod) -> Resources {
+    let asked = requests(container.resources.as_ref());
+    let Some(status) = &pod.status else { return asked };
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let is_own = |s: &&ContainerStatus| s.name == container.name && s.allocated_resources.is_some();
+    let Some(own) = all.into_iter().find(is_own) else { return asked };
+    let never = |c: &k8s_openapi::api::core::v1::PodCondition| {
+        c.type_ == "PodResizePending" && c.reason.as_deref() == Some("Infeasible")
+    };
+    let mut held = if status.conditions.iter().flatten().any(never) { Resources::default() } else { asked };
+    held.raise_to(&Resources::of(own.allocated_resources.as_ref()));
+    held.raise_to(&requests(own.resources.as_ref()));
+    held
+}
+
 fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
@@ -69,10 +86,10 @@ fn is_sidecar(container: &Container) -> bool {
 pub fn of_pod(pod: &Pod) -> Resources {
     let Some(spec) = &pod.spec else { return Resources::default() };
     let mut running = Resources::default();
-    spec.containers.iter().for_each(|container| running.add(&requests(container.resources.as_ref())));
+    spec.containers.iter().for_each(|container| running.add(&held(container, pod)));
     let (mut sidecars, mut starting) = (Resources::default(), Resources::default());
     for container in spec.init_containers.iter().flatten() {
-        let own = requests(container.resources.as_ref());
+        let own = held(container, pod);
         if is_sidecar(container) {
             sidecars.add(&own);
             starting.raise_to(&sidecars);
@@ -124,5 +141,24 @@ mod tests {
         let resources = of_pod(&pod);
         assert_eq!((resources.get("cpu"), resources.get("memory")), (2110, 1 << 30));
         assert_eq!(for_scoring(&pod), (2110, (1 << 30) + DEFAULT_MEMORY));
+    }
+
+    #[test]
+    fn a_resize_counts_until_it_is_over() {
+        let cpu = |asked: &str, reason: Option<&str>| {
+            let pod: Pod = serde_json::from_value(json!({
+                "spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": asked}}}]},
+                "status": {
+                    "containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                        "allocatedResources": {"cpu": "500m"}, "resources": {"requests": {"cpu": "400m"}}}],
+                    "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+                },
+            }))
+            .unwrap();
+            of_pod(&pod).get("cpu")
+        };
+        assert_eq!(cpu("1", Some("Deferred")), 1000);
+        assert_eq!(cpu("100m", None), 500);
+        assert_eq!(cpu("9", Some("Infeasible")), 500);
     }
 }

@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tarfile
 
-ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+# Another machine's images: its architecture, and its busybox, which must be able to run here (binfmt_misc).
+ARCH = os.environ.get("ARCH") or {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\napp:x:1000:1000:app:/home/app:/bin/sh\n"
 GROUP = "root:x:0:\nnogroup:x:65534:\napp:x:1000:\nextra:x:2000:app\n"
@@ -34,7 +35,7 @@ exec httpd -f -v -p "${PORT:-80}" -h /tmp/www
 
 
 def busybox():
-    path = shutil.which("busybox") or "/bin/busybox"
+    path = os.environ.get("BUSYBOX") or shutil.which("busybox") or "/bin/busybox"
     with open(path, "rb") as file:
         content = file.read()
     listed = subprocess.run([path, "--list"], capture_output=True, text=True, check=True).stdout.split()

@@ -1,8 +1,8 @@
 """Reads a WebSocket of the API to its end, with the admin's certificate; prints the answer as JSON.
 
-    python3 websocket.py FOLDER PATH SUBPROTOCOL
+    python3 websocket.py FOLDER PATH SUBPROTOCOL [SEND]
 
-FOLDER holds the certificates as `Machine.curl` leaves them. Printed are the status, the subprotocol agreed on and the
+FOLDER holds the certificates as `Machine.curl` leaves them. SEND (base64) is sent first, in a text frame. Printed are the status, the subprotocol agreed on and the
 messages, each as its opcode and its bytes in base64. kubectl has no raw client, and the standard library none at all.
 """
 
@@ -17,7 +17,7 @@ import sys
 CLOSE = 8
 
 
-def read(folder, path, protocol):
+def read(folder, path, protocol, send=None):
     context = ssl.create_default_context(cafile=folder + "/ca.crt")
     context.load_cert_chain(folder + "/admin.crt", folder + "/admin.key")
     plain = socket.create_connection(("127.0.0.1", 6443), timeout=20)
@@ -32,6 +32,10 @@ def read(folder, path, protocol):
         while line := file.readline().decode().strip():
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
+        if send is not None:
+            # What a client sends is masked; with zeros it reads as before.
+            data = base64.b64decode(send)
+            stream.sendall(bytes([0x81, 0x80 | len(data), 0, 0, 0, 0]) + data)
         messages = []
         while status == 101 and (not messages or messages[-1][0] != CLOSE):
             kind, size = file.read(2)

@@ -1,15 +1,31 @@
 #!/bin/sh
-# Builds a Debian 12 machine: build.sh DIR MIRROR makes DIR/{disk.img,vmlinuz,initrd}.
+# Builds a Debian machine: build.sh DIR MIRROR ARCH SUITE makes DIR/{disk.img,vmlinuz,initrd}, and DIR/{kubectl,busybox} when ARCH
+# (amd64, arm64) is not this machine's.
 set -eu
-dir=$1 mirror=$2
+dir=$1 mirror=$2 arch=$3 suite=$4
 root=$dir/root
+foreign=
+[ "$arch" = "$(dpkg --print-architecture)" ] || foreign=--foreign
 trap 'mountpoint -q "$root/proc" && umount "$root/proc"; rm -rf "$root"' EXIT
-timeout 900 debootstrap --variant=minbase \
+timeout 900 debootstrap $foreign --arch="$arch" --variant=minbase \
     --include=systemd,systemd-sysv,udev,iproute2,iptables,curl,ca-certificates,procps,kmod,dbus,conntrack \
-    bookworm "$root" "$mirror"
+    "$suite" "$root" "$mirror"
+if [ -n "$foreign" ]; then timeout 3600 chroot "$root" /debootstrap/debootstrap --second-stage; fi
 mount -t proc proc "$root/proc"
-DEBIAN_FRONTEND=noninteractive timeout 600 chroot "$root" apt-get install -y -qq --no-install-recommends \
-    linux-image-cloud-amd64 initramfs-tools
+if [ -n "$foreign" ]; then
+    # debootstrap's second stage leaves no sources behind.
+    echo "deb $mirror $suite main" >"$root/etc/apt/sources.list"
+    timeout 300 chroot "$root" apt-get update -qq
+fi
+DEBIAN_FRONTEND=noninteractive timeout 1800 chroot "$root" apt-get install -y -qq --no-install-recommends \
+    "linux-image-cloud-$arch" initramfs-tools
+if [ -n "$foreign" ]; then
+    # What the tests bring along, for that architecture.
+    timeout 300 chroot "$root" sh -c 'cd /tmp && apt-get download -qq kubernetes-client busybox-static && for deb in ./*.deb; do dpkg-deb -x "$deb" /tmp/tools; done'
+    cp "$root/tmp/tools/usr/bin/kubectl" "$dir/kubectl"
+    cp "$(find "$root/tmp/tools" -type f -name busybox)" "$dir/busybox"
+    rm -rf "$root/tmp/tools" "$root"/tmp/*.deb
+fi
 chroot "$root" apt-get clean
 umount "$root/proc"
 

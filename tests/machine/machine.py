@@ -1,4 +1,4 @@
-"""Installs, restarts, cuts the power of and uninstalls mussel on an emulated machine: machine.py MACHINE_DIR BINARY.
+"""Installs, restarts, cuts the power of and uninstalls mussel on an emulated machine: machine.py MACHINE_DIR BINARY ARCH.
 
 Everything is done by scripts inside the machine, sent through a virtio port; the serial console carries what must be
 known at the very moment of the power cut. Emulation is about ten times slower than the real thing, so that the limits
@@ -22,6 +22,12 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 PATIENCE = float(os.environ.get("MUSSEL_TEST_PATIENCE", "1"))
 WRITES = 400
 CUT_AFTER = 60
+# The emulator of each architecture, and its serial line.
+EMULATORS = {
+    "amd64": (["qemu-system-x86_64", "-cpu", "max", "-m", "2048"], "ttyS0"),
+    # As near to a Raspberry Pi 4 with 1 GB as the emulator's general board comes.
+    "arm64": (["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-m", "1024"], "ttyAMA0"),
+}
 
 POD = """
 apiVersion: v1
@@ -74,8 +80,9 @@ class Failed(Exception):
 
 
 class Machine:
-    def __init__(self, origin, work):
+    def __init__(self, origin, work, arch):
         self.origin, self.work, self.process, self.port = origin, work, None, None
+        self.emulator, self.serial = EMULATORS[arch]
         self.console, self.sent = "", 0
 
     def boot(self, timeout=150):
@@ -88,9 +95,9 @@ class Machine:
         # Unflushed writes of the host do not matter: it is the guest that loses its power, with all in its memory.
         disks = [("disk.img", "off"), ("payload.img", "on")]
         self.process = subprocess.Popen(
-            ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048", "-display", "none",
-             "-no-reboot", "-kernel", f"{self.origin}/vmlinuz", "-initrd", f"{self.origin}/initrd",
-             "-append", "root=/dev/vda console=ttyS0 quiet", "-serial", "stdio", "-monitor", "none",
+            [*self.emulator, "-accel", "tcg,thread=multi", "-smp", "2", "-display", "none", "-no-reboot",
+             "-kernel", f"{self.origin}/vmlinuz", "-initrd", f"{self.origin}/initrd",
+             "-append", f"root=/dev/vda console={self.serial} quiet", "-serial", "stdio", "-monitor", "none",
              *[word for name, read_only in disks for word in
                ("-drive", f"file={self.work}/{name},if=virtio,format=raw,cache=unsafe,readonly={read_only}")],
              "-nic", "user,restrict=on,model=virtio-net-pci", "-device", "virtio-serial-pci",
@@ -161,17 +168,22 @@ class Machine:
             self._read_console()
 
 
-def payload(work, binary):
+def payload(origin, work, binary, arch):
     """A second disk with what a user would have downloaded, and the images."""
+    foreign = os.path.exists(f"{origin}/kubectl")
     folder = f"{work}/payload"
     os.makedirs(folder + "/systemd")
-    # A debug build is mostly what debuggers read.
-    subprocess.run(["objcopy", "--strip-debug", binary, folder + "/mussel"], check=True, timeout=60)
+    if foreign:
+        shutil.copy(binary, folder + "/mussel")
+    else:
+        # A debug build is mostly what debuggers read.
+        subprocess.run(["objcopy", "--strip-debug", binary, folder + "/mussel"], check=True, timeout=60)
     os.chmod(folder + "/mussel", 0o755)
     shutil.copy(f"{ROOT}/install.sh", folder)
     shutil.copy(f"{ROOT}/systemd/mussel.service", folder + "/systemd")
-    shutil.copy(shutil.which("kubectl"), folder)
-    subprocess.run([sys.executable, f"{ROOT}/tests/images/build.py", folder + "/images"], check=True, timeout=120)
+    shutil.copy(f"{origin}/kubectl" if foreign else shutil.which("kubectl"), folder)
+    env = dict(os.environ, **({"BUSYBOX": f"{origin}/busybox", "ARCH": arch} if foreign else {}))
+    subprocess.run([sys.executable, f"{ROOT}/tests/images/build.py", folder + "/images"], env=env, check=True, timeout=120)
     with open(folder + "/pod.yaml", "w") as file:
         file.write(POD)
     with open(folder + "/state.sh", "w") as file:
@@ -270,7 +282,7 @@ class Steps:
         """after a power cut every acknowledged write is there, and the pods come back"""
         m = self.m
         seen = lambda text: re.findall(r"configmap/written-(\d+) created", text)
-        m.sh("systemd-run --no-block -E KUBECONFIG=$KUBECONFIG sh -c '/usr/local/bin/kubectl create -f /mnt/many.yaml >/dev/ttyS0 2>&1'")
+        m.sh(f"systemd-run --no-block -E KUBECONFIG=$KUBECONFIG sh -c '/usr/local/bin/kubectl create -f /mnt/many.yaml >/dev/{m.serial} 2>&1'")
         m.console_until(lambda text: len(seen(text)) >= CUT_AFTER, 120)
         m.cut_power()
         acknowledged = seen(m.console)
@@ -302,13 +314,13 @@ class Steps:
 
 
 def main():
-    origin, binary = sys.argv[1:3]
+    origin, binary, arch = sys.argv[1:4]
     work = tempfile.mkdtemp(prefix="run-", dir=os.path.dirname(origin))
-    machine, failed, passed = Machine(origin, work), 0, 0
+    machine, failed, passed = Machine(origin, work, arch), 0, 0
     steps = Steps(machine)
     try:
         subprocess.run(["cp", "--sparse=always", f"{origin}/disk.img", f"{work}/disk.img"], check=True, timeout=120)
-        payload(work, binary)
+        payload(origin, work, binary, arch)
         machine.boot()
         for step in (steps.install, steps.install_again, steps.limits, steps.devices, steps.service, steps.restart,
                      steps.power_cut, steps.uninstall):

@@ -115,6 +115,70 @@ class Controllers(lab.Case):
         self.assertEqual(resize("200m", "96Mi"), 1)
         self.assertEqual(resize("100m", "96Mi"), 1)
 
+    def test_several_containers_are_resized_at_once(self):
+        def amounts(cpu, memory):
+            return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}}
+        def containers(*sizes):
+            return [{"name": f"c{n}", "resources": amounts(*size)} for n, size in enumerate(sizes)]
+        def quota(name):
+            script = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max"
+            return self.m.out("exec", "several", "-c", name, "--", "sh", "-c", script)
+        common = {"image": BUSYBOX, "command": ["sleep", "3600"]}
+        self.m.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "several"}, "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{**c, **common} for c in containers(("100m", "32Mi"), ("100m", "32Mi"), ("100m", "64Mi"))]}})
+        self.m.wait("pod/several", "condition=Ready", 60)
+        # More in all, less in all, and some of both.
+        for sizes in ((("200m", "48Mi"), ("300m", "64Mi"), ("50m", "32Mi")), (("250m", "48Mi"), ("50m", "32Mi"), ("40m", "32Mi")),
+                      (("100m", "64Mi"), ("100m", "32Mi"), ("100m", "48Mi"))):
+            self.m.kubectl("patch", "pod", "several", "--subresource=resize", "-p",
+                           json.dumps({"spec": {"containers": containers(*sizes)}}))
+            def done():
+                status = self.m.pod("several")["status"]
+                going = [c["type"] for c in status["conditions"] if c["type"].startswith("PodResize")]
+                return not going and [s["resources"] for s in status["containerStatuses"]] == [amounts(*size) for size in sizes]
+            wait_for(f"the sizes {sizes}", done)
+            for number, (cpu, _) in enumerate(sizes):
+                self.assertEqual(quota(f"c{number}"), str(int(cpu[:-1]) * 100))
+        self.assertEqual([s["restartCount"] for s in self.m.pod("several")["status"]["containerStatuses"]], [0, 0, 0])
+
+    def test_a_resize_waits_for_room_and_is_refused_where_there_can_be_none(self):
+        cpus = int(self.m.json("get", "nodes")["items"][0]["status"]["allocatable"]["cpu"])
+        def asks(cpu):
+            return {"requests": {"cpu": cpu}}
+        def resize(name, cpu, *flags, check=True):
+            patch = {"spec": {"containers": [{"name": "main", "resources": asks(cpu)}]}}
+            return self.m.kubectl("patch", "pod", name, "--subresource=resize", "-p", json.dumps(patch), *flags, check=check)
+        def pending(name):
+            return {c["reason"]: c["message"] for c in self.m.pod(name)["status"]["conditions"] if c["type"] == "PodResizePending"}
+        def given(name):
+            return self.m.pod(name)["status"]["containerStatuses"][0]["allocatedResources"]["cpu"]
+        self.m.run_pod("grows", container={"resources": asks("100m")})
+        self.m.run_pod("neighbour", container={"resources": asks(f"{cpus * 1000 // 2}m")})
+        resize("grows", f"{cpus + 1}")
+        message = wait_for("the resize to be refused", lambda: pending("grows").get("Infeasible"))
+        self.assertEqual(message, f"Node didn't have enough capacity: cpu, requested: {(cpus + 1) * 1000}, capacity: {cpus * 1000}")
+        resize("grows", f"{cpus * 1000 - 400}m")
+        wait_for("the resize to wait", lambda: "Deferred" in pending("grows"))
+        self.assertEqual(given("grows"), "100m")
+        # Not even a restart gives it what is not there.
+        self.m.stop()
+        self.m.start()
+        self.m.run_pod("small")
+        self.assertEqual((given("grows"), list(pending("grows"))), ("100m", ["Deferred"]))
+        self.m.kubectl("delete", "pod", "neighbour")
+        wait_for("the room to be given", lambda: not pending("grows") and given("grows") == f"{cpus * 1000 - 400}m")
+        self.assertEqual(self.m.pod("grows")["status"]["containerStatuses"][0]["restartCount"], 0)
+        # A quota bounds a resize as it bounds a creation.
+        self.m.kubectl("create", "namespace", "tight")
+        self.m.kubectl("create", "quota", "cpu", "--hard=requests.cpu=200m", "-n", "tight")
+        self.m.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bounded"}, "spec": {
+            "containers": [{"name": "main", "image": BUSYBOX, "command": ["sleep", "1000"], "resources": asks("100m")}]}}, "-n", "tight")
+        refused = resize("bounded", "201m", "-n", "tight", check=False)
+        self.assertIn("exceeded quota: cpu, requested: requests.cpu=101m, used: requests.cpu=100m, limited: requests.cpu=200m", refused.err)
+        self.m.kubectl("delete", "pod", "grows", "small")
+        self.m.kubectl("delete", "namespace", "tight", timeout=60)
+
     def test_a_taint_evicts_who_does_not_stand_it(self):
         node = self.m.json("get", "nodes")["items"][0]["metadata"]["name"]
         def stands(**more):

@@ -15,12 +15,13 @@ NORMAL = struct.pack(">H", 1000)
 
 
 class WebSocket(lab.Case):
-    def read(self, path, protocol):
+    def read(self, path, protocol, *send):
         """The status, and the messages before the close."""
         # Leaves the certificates.
         self.m.curl("/version")
         path = "/api/v1/namespaces/default/pods/" + path
-        answer = json.loads(self.m.exec(sys.executable, CLIENT, self.m.dir, path, protocol).out)
+        answer = json.loads(self.m.exec(sys.executable, CLIENT, self.m.dir, path, protocol,
+                                        *(base64.b64encode(frame.encode()).decode() for frame in send)).out)
         if answer["status"] != 101:
             return answer["status"], []
         self.assertEqual(answer["protocol"], protocol)
@@ -58,6 +59,13 @@ class WebSocket(lab.Case):
                     channel, data = bytes([channel[0] - ord("0")]), base64.b64decode(data)
                 channels[channel[0]] = channels.get(channel[0], b"") + data
             return channels
+
+        # Clients may write to a binary subprotocol in text frames; in base64 the channel is a digit.
+        for protocol, frame in [("v5.channel.k8s.io", "\x00hello\n"), ("base64.channel.k8s.io", "0" + base64.b64encode(b"hello\n").decode())]:
+            query = "worker/exec?stdout=1&stdin=1&container=main&command=head&command=-n1"
+            _, messages = self.read(query, protocol, frame)
+            data = [data[1:] for _, data in messages if data[:1] in b"\x011"]
+            self.assertEqual(b"".join(map(base64.b64decode, data) if "base64" in protocol else data), b"hello\n")
 
         failing = ("sh", "-c", "echo o; echo e >&2; exit 3")
         for protocol in ["v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"]:

@@ -31,15 +31,15 @@ impl Plugin for LimitRanger {
     }
 
     fn validate(&self, attributes: &Attributes<'_>, object: Option<&Value>) -> Result<(), Status> {
-        let Some(object) = object.filter(|_| attributes.subresource.is_empty()) else { return Ok(()) };
+        let Some(object) = object else { return Ok(()) };
         let mut problems = Vec::new();
-        match (attributes.stored_as, attributes.operation) {
-            ("pods", Operation::Create) => {
+        match (attributes.stored_as, attributes.subresource, attributes.operation) {
+            ("pods", "", Operation::Create) | ("pods", "resize", Operation::Update) => {
                 for range in ranges(attributes) {
                     check_pod(&range, &object["spec"], &mut problems);
                 }
             }
-            ("persistentvolumeclaims", Operation::Create | Operation::Update) => {
+            ("persistentvolumeclaims", "", Operation::Create | Operation::Update) => {
                 for range in ranges(attributes) {
                     for item in items(&range, "PersistentVolumeClaim") {
                         check(item, "PersistentVolumeClaim", &object["spec"]["resources"], &mut problems);

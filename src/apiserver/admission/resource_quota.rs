@@ -24,19 +24,7 @@ impl Plugin for ResourceQuota {
     }
 
     fn validate(&self, attributes: &Attributes<'_>, object: Option<&Value>) -> Result<(), Status> {
-        let Some(object) = object.filter(|_| attributes.subresource.is_empty() && !attributes.namespace.is_empty())
-        else {
-            return Ok(());
-        };
-        // Pods keep their size; of the rest, only claims and services can grow.
-        let counts = match attributes.operation {
-            Operation::Create => true,
-            Operation::Update => matches!(attributes.stored_as, "services" | "persistentvolumeclaims"),
-            Operation::Delete => false,
-        };
-        if !counts {
-            return Ok(());
-        }
+        let Some(object) = object.filter(|_| may_take(attributes)) else { return Ok(()) };
         for quota in attributes.view.list("resourcequotas", attributes.namespace) {
             check(attributes, &quota, object)?;
         }
@@ -46,7 +34,7 @@ impl Plugin for ResourceQuota {
     /// Two creations must not both take the last of a quota: each writes the quota's status too, and the second one is
     /// refused by the store and counts again.
     fn reserve(&self, attributes: &Attributes<'_>, object: &Value, txn: &mut Txn) -> Result<(), Status> {
-        if !attributes.subresource.is_empty() || attributes.namespace.is_empty() {
+        if !may_take(attributes) {
             return Ok(());
         }
         for mut quota in attributes.view.list("resourcequotas", attributes.namespace) {
@@ -68,6 +56,19 @@ impl Plugin for ResourceQuota {
         }
         Ok(())
     }
+}
+
+/// Whether the request can take something: what is new does, and of what is there, claims, services and resized pods.
+fn may_take(attributes: &Attributes<'_>) -> bool {
+    let takes = match attributes.operation {
+        Operation::Create => attributes.subresource.is_empty(),
+        Operation::Update => matches!(
+            (attributes.stored_as, attributes.subresource),
+            ("services" | "persistentvolumeclaims", "") | ("pods", "resize")
+        ),
+        Operation::Delete => false,
+    };
+    takes && !attributes.namespace.is_empty()
 }
 
 /// What is in use of the names that the object takes something of, when it is there.

@@ -421,9 +421,13 @@ impl Call<'_> {
         } else {
             txn.puts.push((key, self.encode(&new)));
         }
+        let own = txn.preconditions.len();
+        self.registry.admission.reserve(&attributes, &new, &mut txn)?;
         match self.context.store.commit(txn).await {
             Ok(revision) => Ok(Some(at(new, revision))),
             Err(CommitError::Refused { index: 0, current: None }) => Err(self.not_found(name)),
+            // A quota was used meanwhile, not this object.
+            Err(CommitError::Refused { index, .. }) if index >= own => Ok(None),
             Err(CommitError::Refused { .. }) if insists => Err(self.modified(name)),
             Err(CommitError::Refused { .. }) => Ok(None),
             Err(error) => Err(error.into()),

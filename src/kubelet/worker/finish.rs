@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Stage, Worker};
 use crate::observed::Observed;
-use crate::{mirror, pod, sandbox};
+use crate::{admission, mirror, pod, sandbox};
 
 impl Worker {
     /// Stops what runs. Afterwards the pod has ended, or this is tried again.
@@ -69,6 +69,7 @@ impl Worker {
             }
             self.shared.cgroups.remove_pod(&self.uid);
             self.shared.weigh_classes();
+            admission::freed(&self.shared).await;
             self.shared.images.forget(&self.uid);
             let mut restarts = self.shared.restarts.lock().unwrap_or_else(PoisonError::into_inner);
             restarts.forget_prefix(&format!("{}_", self.uid));

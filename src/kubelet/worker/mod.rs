@@ -19,6 +19,7 @@ use mussel_cri::v1;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::allocation::Pending;
 use crate::observed::Observed;
 use crate::plan::{self, Which};
 use crate::report::Reporter;
@@ -54,6 +55,8 @@ pub struct Worker {
     status: PodStatus,
     waiting: HashMap<String, Waiting>,
     verdict: Option<Verdict>,
+    /// A resize that waits.
+    pending: Option<Pending>,
     /// As they were set up last.
     volumes: Option<Ready>,
     admitted: bool,
@@ -103,6 +106,7 @@ pub fn upsert(shared: &Arc<Shared>, pod: Arc<Pod>) {
         status,
         waiting: HashMap::new(),
         verdict: None,
+        pending: None,
         volumes: None,
         admitted: false,
         cleaned: false,
@@ -266,6 +270,7 @@ impl Worker {
             waiting: &self.waiting,
             health: &self.shared.probes,
             verdict: self.verdict.as_ref(),
+            pending: self.pending.as_ref(),
             before: &self.status,
             host_ips: &host_ips,
             runtime_name: self.shared.runtime_name(),
@@ -297,7 +302,7 @@ impl Worker {
         if !self.admitted {
             // What runs already was admitted before a restart.
             if !observed.sandboxes.is_empty() {
-                self.shared.admitted.lock().await.insert(self.uid.clone());
+                admission::readmit(&self.shared, pod).await;
             } else if let Err(verdict) = admission::admit(&self.shared, pod).await {
                 self.event(pod, EventType::Warning, &verdict.reason.clone(), verdict.message.clone());
                 self.verdict = Some(verdict);
@@ -307,6 +312,7 @@ impl Worker {
             self.admitted = true;
             self.shared.weigh_classes();
         }
+        let pod = &self.allocate(pod).await;
         let before = self.status.start_time.is_none();
         self.report(pod, &observed);
         if self.status.phase.as_deref().is_some_and(pod::is_terminal_phase) {
@@ -342,6 +348,16 @@ impl Worker {
                 self.stage = Stage::Ending;
             }
         }
+    }
+
+    /// The pod as it is to be brought up: with what the node can give it.
+    async fn allocate(&mut self, pod: &Arc<Pod>) -> Arc<Pod> {
+        let (allocated, pending) = admission::allocate(&self.shared, pod).await;
+        if let Some(pending) = pending.as_ref().filter(|p| self.pending.as_ref() != Some(p)) {
+            self.event(pod, EventType::Warning, &format!("Resize{}", pending.reason), pending.message.clone());
+        }
+        self.pending = pending;
+        allocated
     }
 
     fn past_deadline(&mut self, pod: &Pod) -> bool {

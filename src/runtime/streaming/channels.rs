@@ -160,10 +160,7 @@ where
         while let Some(Ok(message)) = from_client.next().await {
             let frame = match message {
                 Message::Binary(bytes) => bytes,
-                Message::Text(text) if base64 => match decode(&text) {
-                    Some(frame) => frame,
-                    None => return,
-                },
+                Message::Text(text) => text.into(),
                 Message::Ping(bytes) => {
                     if let Some(messages) = pongs.upgrade() {
                         let _ = messages.send(Message::Pong(bytes)).await;
@@ -173,6 +170,7 @@ where
                 Message::Close(_) => return,
                 _ => continue,
             };
+            let Some(frame) = payload(frame, base64) else { return };
             let Some((channel, bytes)) = frame.split_first() else { continue };
             match (*channel, &to_stdin) {
                 // Nobody reads it any more: then nobody misses it.
@@ -195,10 +193,14 @@ where
     }
 }
 
-/// `0aGVsbG8=`: the channel as a digit, then base64.
-fn decode(text: &str) -> Option<Bytes> {
-    let channel = text.bytes().next()?.checked_sub(b'0')?;
-    let mut frame = vec![channel];
-    frame.extend(STANDARD.decode(text.get(1..)?).ok()?);
-    Some(frame.into())
+/// A client's frame as a channel and its bytes. It is the subprotocol and not the frame's type that says how they are
+/// written: clients send text frames in binary subprotocols too (the Python client does). In base64 (`0aGVsbG8=`) the
+/// channel is a digit.
+pub(super) fn payload(frame: Bytes, base64: bool) -> Option<Bytes> {
+    if !base64 || frame.is_empty() {
+        return Some(frame);
+    }
+    let mut decoded = vec![frame.first()?.checked_sub(b'0')?];
+    decoded.extend(STANDARD.decode(frame.get(1..)?).ok()?);
+    Some(decoded.into())
 }

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use tokio_util::task::TaskTracker;
 
+use super::channels::payload;
 use super::spdy::{Connection, Stream, Writer};
 use crate::error::{Error, chain};
 use crate::runtime::Runtime;
@@ -180,12 +181,13 @@ pub async fn websocket<S>(
     };
     let receive = async {
         while let Some(Ok(message)) = from_client.next().await {
-            let Message::Binary(frame) = message else {
-                if matches!(message, Message::Close(_)) {
-                    return;
-                }
-                continue;
+            let frame = match message {
+                Message::Binary(bytes) => bytes,
+                Message::Text(text) => text.into(),
+                Message::Close(_) => return,
+                _ => continue,
             };
+            let Some(frame) = payload(frame, base64) else { return };
             let Some(channel) = frame.first() else { continue };
             if let Some(input) = inputs.get(channel) {
                 let _ = input.send(frame.slice(1..)).await;

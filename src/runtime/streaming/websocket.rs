@@ -40,6 +40,7 @@ pub async fn tunnel(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) ->
         while let Some(Ok(message)) = from_client.next().await {
             match message {
                 Message::Binary(bytes) if to_inside.write_all(&bytes).await.is_err() => return,
+                Message::Text(text) if to_inside.write_all(text.as_bytes()).await.is_err() => return,
                 Message::Close(_) => break,
                 _ => {}
             }
