@@ -9,6 +9,9 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 chroot=${1:-/var/cache/mussel-cross}
 profile=${PROFILE:-dist}
+# Cargo's folder for the profile dev has another name.
+folder=$profile
+if [ "$profile" = dev ]; then folder=debug; fi
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 target=aarch64-unknown-linux-gnu
 [ "$(id -u)" = 0 ] || { echo "must be root" >&2; exit 1; }
@@ -44,4 +47,4 @@ chroot "$chroot" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CARGO_HOME
     CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar \
     RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
     cargo build --manifest-path /src/Cargo.toml --offline --locked --profile "$profile" --target $target --bin mussel
-echo "$root/target/arm64/$target/$profile/mussel"
+echo "$root/target/arm64/$target/$folder/mussel"

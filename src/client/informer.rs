@@ -4,6 +4,7 @@
 //! of changes and are told to look again ([`Change::Resync`]) when they did not keep up.
 
 pub mod kept;
+mod raw;
 
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -11,19 +12,19 @@ use std::fmt::Debug;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
-use futures::{Stream, StreamExt};
-use kube::runtime::watcher::{self, Event, watcher};
+use futures::Stream;
+use kube::api::ApiResource;
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use raw::Raw;
+
 /// Changes a follower may lag behind before it has to look again.
 const PENDING_MAX: usize = 4096;
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(20);
 
 /// What can be informed about: every typed Kubernetes object.
 pub trait Kind: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
@@ -71,8 +72,7 @@ impl Informers {
                 config = config.fields(field_selector);
             }
             let client = self.0.others.get(&TypeId::of::<K>()).unwrap_or(&self.0.client);
-            let api = Api::all(client.clone());
-            tokio::spawn(informer.clone().run(api, config, self.0.stop.clone()));
+            tokio::spawn(informer.clone().run(client.clone(), config, self.0.stop.clone()));
             Box::new(informer)
         });
         // The map is keyed by the type, so this cannot be another one.
@@ -299,53 +299,11 @@ impl<K: Kind> Informer<K> {
         }
     }
 
-    async fn run(self, api: Api<K>, config: watcher::Config, stop: CancellationToken) {
-        let mut events = std::pin::pin!(watcher(api, config));
-        let mut fresh = Objects::new();
-        // Only what a server answered ends the waiting: the watcher says that it begins before it asks anybody.
-        let mut retry = Retry(RETRY_FIRST);
-        loop {
-            let event = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                event = events.next() => event,
-            };
-            match event {
-                None => break,
-                Some(Err(error)) => {
-                    log(&K::kind(&()), &error);
-                    tokio::select! {
-                        biased;
-                        () = stop.cancelled() => break,
-                        () = tokio::time::sleep(retry.next()) => {}
-                    }
-                }
-                Some(Ok(Event::Init)) => fresh = Objects::new(),
-                Some(Ok(Event::InitApply(mut object))) => {
-                    object.meta_mut().managed_fields = None;
-                    let (namespace, name) = key(&object);
-                    fresh.entry(namespace).or_default().insert(name, Arc::new(object));
-                }
-                Some(Ok(Event::InitDone)) => {
-                    retry = Retry(RETRY_FIRST);
-                    let mut state = lock(&self.0.state);
-                    state.replace(std::mem::take(&mut fresh));
-                    // Under the lock, so that nobody takes a moment between the two for one before the list.
-                    self.0.synced.send_replace(true);
-                }
-                Some(Ok(Event::Apply(mut object))) => {
-                    retry = Retry(RETRY_FIRST);
-                    object.meta_mut().managed_fields = None;
-                    lock(&self.0.state).apply(object);
-                }
-                Some(Ok(Event::Delete(mut object))) => {
-                    retry = Retry(RETRY_FIRST);
-                    object.meta_mut().managed_fields = None;
-                    lock(&self.0.state).delete(object);
-                }
-            }
-        }
-        let mut state = lock(&self.0.state);
+    async fn run(self, client: Client, config: watcher::Config, stop: CancellationToken) {
+        let resource = ApiResource::erase::<K>(&());
+        let mut receiver = Receiver { informer: self, fresh: Objects::new() };
+        raw::follow(Api::all_with(client, &resource), config, &resource.kind, &stop, &mut receiver).await;
+        let mut state = lock(&receiver.informer.0.state);
         state.ended = true;
         for pending in state.followers.iter().filter_map(Weak::upgrade) {
             let mut pending = lock(&pending);
@@ -355,30 +313,64 @@ impl<K: Kind> Informer<K> {
     }
 }
 
-/// Doubles from [`RETRY_FIRST`] to [`RETRY_MAX`]: short at first, because a server that starts is soon there.
-struct Retry(Duration);
+/// Reads objects into their type and puts them into the informer.
+struct Receiver<K> {
+    informer: Informer<K>,
+    /// The list that is coming in.
+    fresh: Objects<K>,
+}
 
-impl Retry {
-    fn next(&mut self) -> Duration {
-        let wait = self.0;
-        self.0 = (wait * 2).min(RETRY_MAX);
-        wait
+/// An object without what nobody here reads. One that does not fit its type is left out: a newer server may have written
+/// it, and the others must not wait for it.
+fn read<K: Kind>(raw: &Raw) -> Option<K> {
+    match serde_json::from_str::<K>(raw.text()) {
+        Ok(mut object) => {
+            object.meta_mut().managed_fields = None;
+            Some(object)
+        }
+        Err(error) => {
+            let (namespace, name) = key(raw);
+            tracing::error!(kind = %K::kind(&()), namespace, name, %error, "an object cannot be read; going on without it");
+            None
+        }
+    }
+}
+
+impl<K: Kind> raw::Receiver for Receiver<K> {
+    fn begin(&mut self) {
+        self.fresh.clear();
+    }
+
+    fn listed(&mut self, object: &Raw) {
+        if let Some(object) = read::<K>(object) {
+            let (namespace, name) = key(&object);
+            self.fresh.entry(namespace).or_default().insert(name, Arc::new(object));
+        }
+    }
+
+    fn complete(&mut self) {
+        let mut state = lock(&self.informer.0.state);
+        state.replace(std::mem::take(&mut self.fresh));
+        // Under the lock, so that nobody takes a moment between the two for one before the list.
+        self.informer.0.synced.send_replace(true);
+    }
+
+    fn applied(&mut self, object: &Raw) {
+        if let Some(object) = read(object) {
+            lock(&self.informer.0.state).apply(object);
+        }
+    }
+
+    fn deleted(&mut self, object: &Raw) {
+        if let Some(object) = read(object) {
+            lock(&self.informer.0.state).delete(object);
+        }
     }
 }
 
 fn key<K: Resource>(object: &K) -> (String, String) {
     let meta = object.meta();
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
-}
-
-fn log(kind: &str, error: &watcher::Error) {
-    match error {
-        // A watch that is too old, or cut by a restart of the server, mends itself.
-        watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) => {
-            tracing::debug!(kind, %error, "watch ended; starting again");
-        }
-        _ => tracing::warn!(kind, %error, "list or watch failed; trying again"),
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,18 +7,25 @@ root=$dir/root
 foreign=
 [ "$arch" = "$(dpkg --print-architecture)" ] || foreign=--foreign
 trap 'mountpoint -q "$root/proc" && umount "$root/proc"; rm -rf "$root"' EXIT
-timeout 900 debootstrap $foreign --arch="$arch" --variant=minbase \
-    --include=systemd,systemd-sysv,udev,iproute2,iptables,curl,ca-certificates,procps,kmod,dbus,conntrack \
-    "$suite" "$root" "$mirror"
-if [ -n "$foreign" ]; then timeout 3600 chroot "$root" /debootstrap/debootstrap --second-stage; fi
+packages="systemd systemd-sysv udev iproute2 iptables curl ca-certificates procps kmod dbus conntrack"
+if [ -z "$foreign" ]; then
+    timeout 900 debootstrap --variant=minbase --include="$(echo "$packages" | tr ' ' ,)" "$suite" "$root" "$mirror"
+else
+    # The second stage runs emulated and reads all of the archive's index once per package: as few as can be.
+    timeout 900 debootstrap --foreign --arch="$arch" --variant=minbase "$suite" "$root" "$mirror"
+    timeout 1800 chroot "$root" /debootstrap/debootstrap --second-stage
+fi
 mount -t proc proc "$root/proc"
 if [ -n "$foreign" ]; then
     # debootstrap's second stage leaves no sources behind.
     echo "deb $mirror $suite main" >"$root/etc/apt/sources.list"
-    timeout 300 chroot "$root" apt-get update -qq
+    timeout 600 chroot "$root" apt-get update -qq
+else
+    packages=
 fi
+# shellcheck disable=SC2086
 DEBIAN_FRONTEND=noninteractive timeout 1800 chroot "$root" apt-get install -y -qq --no-install-recommends \
-    "linux-image-cloud-$arch" initramfs-tools
+    "linux-image-cloud-$arch" initramfs-tools $packages
 if [ -n "$foreign" ]; then
     # What the tests bring along, for that architecture.
     timeout 300 chroot "$root" sh -c 'cd /tmp && apt-get download -qq kubernetes-client busybox-static && for deb in ./*.deb; do dpkg-deb -x "$deb" /tmp/tools; done'

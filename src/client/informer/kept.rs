@@ -62,8 +62,8 @@ pub async fn keep<K: Kind + Serialize>(informer: Informer<K>, path: PathBuf, sto
 }
 
 fn load<K: Kind>(path: &Path) -> io::Result<Option<Vec<K>>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(serde_json::from_str(&text)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

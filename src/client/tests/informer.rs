@@ -20,8 +20,13 @@ fn object(name: &str, version: u32) -> Value {
         "resourceVersion": version.to_string(), "managedFields": [{"manager": "x"}]}})
 }
 
+/// As API servers write it, the type first.
+fn event(kind: &str, object: &Value) -> String {
+    format!(r#"{{"type":"{kind}","object":{object}}}"#)
+}
+
 /// Lists `x`; each watch streams what is sent through the next channel of `watches`.
-fn client(watches: Vec<mpsc::Receiver<Value>>) -> kube::Client {
+fn client(watches: Vec<mpsc::Receiver<String>>) -> kube::Client {
     let watches = Arc::new(Mutex::new(watches));
     in_process(tower::service_fn(move |request: Request<Body>| {
         let watches = watches.clone();
@@ -70,19 +75,19 @@ async fn an_informer_lists_watches_and_goes_on_after_a_break() {
     let mut changes = informer.changes();
     informer.synced().await;
     assert_eq!(told(&mut changes).await, "+x");
-    first.send(json!({"type": "ADDED", "object": object("y", 6)})).await.unwrap();
-    first.send(json!({"type": "MODIFIED", "object": object("x", 7)})).await.unwrap();
+    first.send(event("ADDED", &object("y", 6))).await.unwrap();
+    first.send(event("MODIFIED", &object("x", 7))).await.unwrap();
     assert_eq!(told(&mut changes).await, "+y");
     assert_eq!(told(&mut changes).await, "~x");
     drop(first);
-    second.send(json!({"type": "DELETED", "object": object("y", 8)})).await.unwrap();
+    second.send(event("DELETED", &object("y", 8))).await.unwrap();
     assert_eq!(told(&mut changes).await, "-y");
     // Asking again gives the same copy, not another watch.
     assert_eq!(informers.of::<ConfigMap>().list_in("a").len(), 1);
     // Too old to go on: everything is listed again, and only differences are told.
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": "too old resource version", "reason": "Expired", "code": 410});
-    second.send(json!({"type": "ERROR", "object": status})).await.unwrap();
+    second.send(event("ERROR", &status)).await.unwrap();
     assert_eq!(told(&mut changes).await, "~x");
     stop.cancel();
     assert_eq!(told(&mut changes).await, "end");
