@@ -181,8 +181,8 @@ impl Objects {
     }
 
     fn copy(&self, key: &Key) -> Option<Arc<Payload>> {
-        let bytes = std::fs::read(self.path(key)).ok()?;
-        serde_json::from_slice(&bytes).ok().map(Arc::new)
+        let text = std::fs::read_to_string(self.path(key)).ok()?;
+        serde_json::from_str(&text).ok().map(Arc::new)
     }
 
     fn keep(&self, key: &Key, payload: &Payload) {

@@ -112,7 +112,7 @@ impl Checkpoints {
     }
 
     fn load(&self) -> Vec<Pod> {
-        let read = |uid: &String| serde_json::from_slice(&std::fs::read(self.dir.join(uid)).ok()?).ok();
+        let read = |uid: &String| serde_json::from_str(&std::fs::read_to_string(self.dir.join(uid)).ok()?).ok();
         self.written.keys().filter_map(read).collect()
     }
 
