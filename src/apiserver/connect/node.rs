@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mussel_store::Snapshot;
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,6 +12,7 @@ use serde_json::Value;
 use super::backend::{AnyServer, Backend, KubeletDialer, NodeCertificate};
 use super::read;
 use crate::config::Config;
+use crate::encryption::Snapshot;
 use crate::status::Status;
 
 const KUBELET_PORT: u16 = 10250;
