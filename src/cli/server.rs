@@ -4,7 +4,7 @@ mod group;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -12,7 +12,9 @@ use arc_swap::ArcSwap;
 use mussel_apiserver::{ApiServer, PeerTls, ServerTls, ServingCert};
 use mussel_client::{ClientIdentity, Informers, LeaderGate};
 use mussel_cluster::addons::{Bundled, Deployer};
+use mussel_cluster::bootstrap_data::BootstrapData;
 use mussel_cluster::front::Front;
+use mussel_cluster::key_vault::KeyVault;
 use mussel_cluster::node_password::{self, OwnName};
 use mussel_cluster::pki::{Leaf, Pki};
 use mussel_cluster::servers::{Record, Servers};
@@ -22,6 +24,7 @@ use mussel_cluster::tunnel::Tunnels;
 use mussel_cluster::{bootstrap_tokens, ca_rotation, kubeconfig, token, token_rotation};
 use mussel_store::Store;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
@@ -157,7 +160,8 @@ async fn run(args: ServerArgs) -> anyhow::Result<()> {
     .await?;
     if settings.args.backup.cluster_reset {
         let db = settings.server_dir().join("db");
-        return reset::run(&settings.args.backup, &settings.server_dir(), db).await;
+        let token = process::secret(settings.args.node.token.as_deref(), settings.args.node.token_file.as_deref())?;
+        return reset::run(&settings.args.backup, &settings.server_dir(), db, token.as_deref()).await;
     }
     let mut parts = Parts::new();
     let mut store = None;
@@ -238,10 +242,11 @@ async fn start(
     let identity = certificates.peer_client.clone();
     let store = group::open(&entry, &server_dir, &settings.node_name, address, &pki, identity).await?;
     *opened = Some(store.clone());
-    reset::done(&server_dir)?;
     front.attach_store(store.clone());
+    let encryption = Arc::new(OnceLock::new());
     {
-        let admin = admin::Admin { store: store.clone(), snapshots: snapshots.clone() };
+        let (store, snapshots) = (store.clone(), snapshots.clone());
+        let admin = admin::Admin { store, snapshots, encryption: Arc::clone(&encryption) };
         let socket = admin::listen(&args.node.local.run_dir)?;
         parts.start("admin socket", |stop| admin.serve(socket, stop));
     }
@@ -275,11 +280,15 @@ async fn start(
         kubelet_client_cert_pem: kubelet_client.cert_pem.into_bytes(),
         kubelet_client_key_pem: kubelet_client.key_pem.into_bytes(),
         kubelet_dialer: Some(Arc::new(tunnels.clone())),
+        vault: Some(Arc::new(KeyVault::new(Arc::clone(&secrets), &server_dir))),
+        secrets_encryption: args.secrets_encryption,
         ..mussel_apiserver::Config::default()
     };
     let client_ca_pem = config.client_ca_pem.clone();
     let api =
         ApiServer::start(config, store.clone(), CancellationToken::new()).await.context("start the API server")?;
+    // A second call there is not.
+    let _ = encryption.set(api.encryption().clone());
     front.attach_api(api.clone());
     {
         let api = api.clone();
@@ -370,17 +379,33 @@ async fn start(
         let kept = informers.of_fields(&token_rotation::selector());
         let (dir, ca_pem) = (server_dir.clone(), ca_pem.clone());
         let used = Arc::clone(&secrets);
-        parts.start_infallible("token", |stop| token_rotation::follow(kept, used, dir, ca_pem, stop));
+        let taken_over = Arc::new(Notify::new());
+        let data = BootstrapData {
+            api: api.clone(),
+            leader: store.leader(),
+            settings: settings.cluster.clone(),
+            cluster: store.cluster_id().to_string(),
+            secrets: Arc::clone(&secrets),
+            server_dir: server_dir.clone(),
+            changed: Arc::clone(&taken_over),
+        };
+        parts.start_infallible("bootstrap data", |stop| data.run(stop));
+        {
+            let taken_over = Arc::clone(&taken_over);
+            parts.start_infallible("token", |stop| token_rotation::follow(kept, used, dir, ca_pem, taken_over, stop));
+        }
         let (kept, dir) = (informers.of_fields(&ca_rotation::selector()), server_dir.clone());
-        parts.start_infallible("authorities", |stop| ca_rotation::follow(kept, secrets, dir, stop));
+        parts.start_infallible("authorities", |stop| ca_rotation::follow(kept, secrets, dir, taken_over, stop));
     }
     if !args.disable_agent {
         let own = OwnName {
             client: api.client("system:mussel:node-passwords", &["system:masters"]),
             node: settings.node_name.clone(),
             password_file: args.node.node_password_file.clone(),
+            succeeds: reset::succeeds(&server_dir)?,
         };
         own.claim().await?;
+        reset::done(&server_dir)?;
         let (of_node, name) = (informers.clone(), settings.node_name.clone());
         parts.start_infallible("node role", |stop| mussel_cluster::roles::run(of_node, name, stop));
         let node = NodeConfig {
@@ -396,6 +421,7 @@ async fn start(
         };
         node::start(node, parts).await?;
     }
+    reset::done(&server_dir)?;
     Ok(())
 }
 
