@@ -306,10 +306,8 @@ async fn start(
 
     // All that reads for this server shares these; who may write what is decided per client below.
     let informers_stop = CancellationToken::new();
-    let informers = Informers::new(
-        api.client("system:kube-controller-manager", &["system:masters", "system:authenticated"]),
-        informers_stop.clone(),
-    );
+    let informers =
+        Informers::new(api.client("system:kube-controller-manager", &["system:authenticated"]), informers_stop.clone());
     parts.start_infallible("informers", |stop| async move {
         stop.cancelled().await;
         informers_stop.cancel();
@@ -334,15 +332,15 @@ async fn start(
         },
     };
     parts.start_infallible("servers", |stop| servers.run(stop));
-    let controllers = mussel_controllers::Context {
-        informers: informers.clone(),
-        config: mussel_controllers::Config {
-            cluster_cidr: args.cluster_cidr.clone(),
-            node_cidr_mask: NODE_CIDR_MASK,
-            cluster_domain: args.cluster_domain.clone(),
-            root_ca_pem: ca_pem.clone(),
-        },
+    let controllers = mussel_controllers::Config {
+        cluster_cidr: args.cluster_cidr.clone(),
+        node_cidr_mask: NODE_CIDR_MASK,
+        cluster_domain: args.cluster_domain.clone(),
+        root_ca_pem: ca_pem.clone(),
     };
+    let clients = api.clone();
+    let clients = Arc::new(move |controller: &str| clients.controller_client(controller));
+    let controllers = mussel_controllers::Context::new(informers.clone(), controllers, clients);
     if !args.disable_controller_manager {
         let gate = gate.clone();
         parts.start_infallible("controllers", |stop| mussel_controllers::run(controllers, gate, stop));
@@ -373,7 +371,7 @@ async fn start(
         parts.start_infallible("node passwords", |stop| node_password::clean(client, nodes, gate, stop));
     }
     {
-        let client = api.client("system:mussel:token-cleaner", &["system:masters"]);
+        let client = api.controller_client("token-cleaner");
         let (tokens, gate) = (informers.of_fields(&bootstrap_tokens::selector()), gate.clone());
         parts.start_infallible("token cleaner", |stop| bootstrap_tokens::clean(client, tokens, gate, stop));
         let kept = informers.of_fields(&token_rotation::selector());
@@ -407,7 +405,8 @@ async fn start(
         own.claim().await?;
         reset::done(&server_dir)?;
         let (of_node, name) = (informers.clone(), settings.node_name.clone());
-        parts.start_infallible("node role", |stop| mussel_cluster::roles::run(of_node, name, stop));
+        let client = api.client("system:mussel:node-role", &["system:masters"]);
+        parts.start_infallible("node role", |stop| mussel_cluster::roles::run(client, of_node, name, stop));
         let node = NodeConfig {
             node_name: settings.node_name.clone(),
             node_ip: settings.node_ip,
