@@ -14,6 +14,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::connect::Kubelets;
 use crate::context::Context;
+use crate::encryption::{Encryption, Storage};
 use crate::filters::Limits;
 use crate::handler::{Body, Response};
 use crate::health::Health;
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     pub kubelets: Kubelets,
     pub limits: Limits,
     pub openapi: OpenApi,
+    pub encryption: Encryption,
     ready: watch::Receiver<bool>,
 }
 
@@ -68,7 +70,9 @@ impl ApiServer {
         let kubelets = Kubelets::new(&config).map_err(|error| StartError::KubeletCredentials(error.to_string()))?;
         let tasks = TaskTracker::new();
         let stop = stop.child_token();
-        let authorizer = Authorizer::new(store.clone());
+        let storage = Storage::new(store.clone(), config.vault.clone());
+        let encryption = Encryption::new(storage.clone());
+        let authorizer = Authorizer::new(storage.clone());
         if let Err(error) = authorizer.start(&tasks, &stop).await {
             stop.cancel();
             return Err(error.into());
@@ -77,20 +81,22 @@ impl ApiServer {
         let metrics = Metrics::default();
         metrics.register(|registry| store.metrics().register(registry));
         let context = Arc::new(Context {
-            authenticator: Authenticator::new(&config, store.clone(), Arc::clone(&tokens)),
+            authenticator: Authenticator::new(&config, storage.clone(), Arc::clone(&tokens)),
             authorizer,
             catalog: Catalog::default(),
-            health: Health::new(store.clone(), stop.clone(), &[OBJECTS_HOOK, ROLES_HOOK]),
+            health: Health::new(store, stop.clone(), &[OBJECTS_HOOK, ROLES_HOOK]),
             metrics,
             config,
-            store,
+            store: storage,
             tokens,
             stop,
             tasks,
         });
         let (is_ready, ready) = watch::channel(false);
         let registry = Registry::new(Arc::clone(&context));
-        let inner = Arc::new(Inner { context, registry, kubelets, limits, openapi: OpenApi::default(), ready });
+        context.tasks.spawn(encryption.clone().run(context.stop.clone()));
+        let openapi = OpenApi::default();
+        let inner = Arc::new(Inner { context, registry, kubelets, limits, openapi, encryption, ready });
         let server = Self(inner);
         let bootstrap = server.clone();
         server.0.context.tasks.spawn(async move {
@@ -107,6 +113,9 @@ impl ApiServer {
         let context = &self.0.context;
         loop {
             let outcome = async {
+                // Before anything is written that it may be about.
+                let wanted = context.config.secrets_encryption;
+                self.0.encryption.ensure(wanted).await.map_err(|error| error.to_string())?;
                 bootstrap_roles::reconcile(&context.store).await.map_err(|error| error.to_string())?;
                 context.health.done(ROLES_HOOK);
                 self.0.registry.start().await.map_err(|status| status.message)?;
@@ -129,6 +138,11 @@ impl ApiServer {
 
     pub fn is_ready(&self) -> bool {
         *self.0.ready.borrow()
+    }
+
+    /// Encryption at rest: its state, and how to change it.
+    pub fn encryption(&self) -> &Encryption {
+        &self.0.encryption
     }
 
     pub fn context(&self) -> &Arc<Context> {

@@ -6,10 +6,11 @@ mod controllers;
 
 use bytes::Bytes;
 use mussel_api::object;
-use mussel_store::{CommitError, Freshness, Precondition, ReadError, Snapshot, Store, Txn};
+use mussel_store::{CommitError, Freshness, Precondition, ReadError, Txn};
 use serde_json::{Value, json};
 
 use crate::authz::Rule;
+use crate::encryption::{Snapshot, Storage, Versioned};
 
 const API_VERSION: &str = "rbac.authorization.k8s.io/v1";
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -131,7 +132,7 @@ fn key(object: &Value) -> Bytes {
 ///
 /// # Errors
 /// When the store cannot be read or written. A race with another server's start is tried again.
-pub async fn reconcile(store: &Store) -> Result<(), BootstrapError> {
+pub async fn reconcile(store: &Storage) -> Result<(), BootstrapError> {
     loop {
         let snapshot = store.snapshot(Freshness::Linearizable).await?;
         let txn = plan(&snapshot, wanted(), jiff::Timestamp::now());
@@ -163,7 +164,7 @@ fn plan(snapshot: &Snapshot, wanted: Vec<Value>, now: jiff::Timestamp) -> Txn {
                 txn.puts.push((key, object::encode(&object)));
             }
             Some(stored) => {
-                let Ok(current) = serde_json::from_slice::<Value>(&stored.value) else { continue };
+                let Some(current) = read(&stored) else { continue };
                 if let Some(mended) = mend(&current, &object) {
                     txn.preconditions.push(Precondition::At(key.clone(), stored.revision));
                     txn.puts.push((key, object::encode(&mended)));
@@ -172,6 +173,11 @@ fn plan(snapshot: &Snapshot, wanted: Vec<Value>, now: jiff::Timestamp) -> Txn {
         }
     }
     txn
+}
+
+/// `None` for what is no object, which is left alone.
+fn read(stored: &Versioned<'_>) -> Option<Value> {
+    serde_json::from_slice(&stored.value().ok()?).ok()
 }
 
 /// The stored object with what it lacks added; `None` when it lacks nothing or is not to be touched.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::connect::KubeletDialer;
+use crate::encryption::Vault;
 
 /// Settings that hold for the life of the process. PEM fields hold file contents, not paths.
 #[derive(Clone, Debug)]
@@ -39,6 +40,11 @@ pub struct Config {
     pub kubelet_client_key_pem: Vec<u8>,
     /// A way to kubelets that cannot be reached by their address.
     pub kubelet_dialer: Option<Arc<dyn KubeletDialer>>,
+
+    /// Keeps the keys that Secrets are encrypted with in the store; without one they are not.
+    pub vault: Option<Arc<dyn Vault>>,
+    /// Turn encryption on, if that was never decided.
+    pub secrets_encryption: bool,
 
     /// Admission plugins to leave out, by name.
     pub disable_admission: Vec<String>,
@@ -78,6 +84,8 @@ impl Default for Config {
             kubelet_client_cert_pem: Vec::new(),
             kubelet_client_key_pem: Vec::new(),
             kubelet_dialer: None,
+            vault: None,
+            secrets_encryption: false,
             disable_admission: Vec::new(),
             mutating_in_flight_max: 200,
             read_only_in_flight_max: 400,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use mussel_store::Store;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -10,6 +9,7 @@ use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::encryption::Storage;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::tokens::Tokens;
@@ -17,7 +17,8 @@ use crate::tokens::Tokens;
 /// One per API server, shared by `Arc`.
 pub struct Context {
     pub config: Config,
-    pub store: Store,
+    /// Plain values go in and come out, whatever lies in the store.
+    pub store: Storage,
     pub catalog: Catalog,
     /// Signs and verifies service account tokens.
     pub tokens: Arc<Tokens>,

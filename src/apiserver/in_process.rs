@@ -43,7 +43,7 @@ impl ApiServer {
     /// A client that acts as a service account of `kube-system`, as each controller does: RBAC has a role for each.
     pub fn controller_client(&self, controller: &str) -> kube::Client {
         let user = format!("system:serviceaccount:kube-system:{controller}");
-        self.client(&user, &["system:serviceaccounts", "system:serviceaccounts:kube-system"])
+        self.client(&user, &["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"])
     }
 
     pub fn client_as(&self, user: UserInfo) -> kube::Client {

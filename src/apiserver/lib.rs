@@ -10,12 +10,14 @@
 pub mod admission;
 pub mod authn;
 pub mod authz;
+pub mod bootstrap_data;
 pub mod bootstrap_roles;
 pub mod catalog;
 pub mod config;
 pub mod connect;
 pub mod context;
 pub mod discovery;
+pub mod encryption;
 pub mod filters;
 pub mod handler;
 pub mod health;

@@ -5,6 +5,7 @@ use mussel_api::field::FieldErrors;
 use mussel_store::{CommitError, ReadError, WatchError};
 use serde_json::{Map, Value, json};
 
+use crate::encryption::TransformError;
 use crate::handler::{Body, Response};
 
 /// A refusal. Every error that leaves the API server is one of these.
@@ -319,6 +320,16 @@ impl From<ReadError> for Status {
             ReadError::Future { requested, newest } => Self::too_large_resource_version(requested.0, newest.0),
             ReadError::NoLeader => Self::unavailable("the store has no leader; try again"),
             ReadError::Stopped => Self::unavailable("the store is stopped"),
+        }
+    }
+}
+
+impl From<TransformError> for Status {
+    fn from(error: TransformError) -> Self {
+        match error {
+            // As if the history ended after it: whoever asked lists again.
+            TransformError::Forgotten { .. } => Self::expired(error.to_string()),
+            error => Self::internal(error),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, bail};
 use axum::Json;
@@ -15,6 +16,7 @@ use axum::routing::{get, post};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use mussel_apiserver::encryption::{Encryption, EncryptionStatus, RotationError};
 use mussel_store::Store;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,8 @@ pub const STATUS: &str = "/v1-mussel/store/status";
 pub const SNAPSHOTS: &str = "/v1-mussel/snapshots";
 pub const DELETE: &str = "/v1-mussel/snapshots/delete";
 pub const PRUNE: &str = "/v1-mussel/snapshots/prune";
+pub const ENCRYPT_STATUS: &str = "/v1-mussel/encrypt/status";
+pub const ENCRYPT_CONFIG: &str = "/v1-mussel/encrypt/config";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SaveRequest {
@@ -48,6 +52,18 @@ pub struct DeleteRequest {
 pub struct PruneRequest {
     pub name: String,
     pub keep: usize,
+}
+
+/// A step in the life of the encryption of Secrets.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncryptionRequest {
+    Enable,
+    Disable,
+    Prepare { force: bool },
+    Rotate { force: bool },
+    RotateKeys,
+    Reencrypt { force: bool, skip: bool },
 }
 
 /// Members are named by 16 hexadecimal digits.
@@ -122,6 +138,8 @@ impl StoreStatus {
 pub struct Admin {
     pub store: Store,
     pub snapshots: Snapshots,
+    /// Set when the API server runs.
+    pub encryption: Arc<OnceLock<Encryption>>,
 }
 
 /// Takes the socket over from a server that has ended.
@@ -147,6 +165,8 @@ impl Admin {
             .route(SNAPSHOTS, get(list).post(save))
             .route(DELETE, post(delete))
             .route(PRUNE, post(prune))
+            .route(ENCRYPT_STATUS, get(encrypt_status))
+            .route(ENCRYPT_CONFIG, post(encrypt_config))
             .with_state(self);
         axum::serve(RootOnly(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await
     }
@@ -214,6 +234,55 @@ async fn delete(
 
 async fn prune(State(admin): State<Admin>, Json(request): Json<PruneRequest>) -> Result<Json<Vec<Snapshot>>, Refusal> {
     Ok(Json(admin.snapshots.prune(&request.name, request.keep)?))
+}
+
+struct EncryptionRefusal(Option<RotationError>);
+
+impl From<RotationError> for EncryptionRefusal {
+    fn from(error: RotationError) -> Self {
+        Self(Some(error))
+    }
+}
+
+impl IntoResponse for EncryptionRefusal {
+    fn into_response(self) -> Response {
+        let Some(error) = self.0 else {
+            return (StatusCode::SERVICE_UNAVAILABLE, "the server is starting; try again").into_response();
+        };
+        let code = match error {
+            RotationError::Read(_) | RotationError::Write(_) | RotationError::Seal(_) | RotationError::Locked(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            _ => StatusCode::BAD_REQUEST,
+        };
+        (code, chain(&error)).into_response()
+    }
+}
+
+impl Admin {
+    fn encryption(&self) -> Result<&Encryption, EncryptionRefusal> {
+        self.encryption.get().ok_or(EncryptionRefusal(None))
+    }
+}
+
+async fn encrypt_status(State(admin): State<Admin>) -> Result<Json<EncryptionStatus>, EncryptionRefusal> {
+    Ok(Json(admin.encryption()?.status().await?))
+}
+
+async fn encrypt_config(
+    State(admin): State<Admin>,
+    Json(request): Json<EncryptionRequest>,
+) -> Result<Json<EncryptionStatus>, EncryptionRefusal> {
+    let encryption = admin.encryption()?;
+    match request {
+        EncryptionRequest::Enable => encryption.enable(true).await?,
+        EncryptionRequest::Disable => encryption.enable(false).await?,
+        EncryptionRequest::Prepare { force } => encryption.prepare(force).await?,
+        EncryptionRequest::Rotate { force } => encryption.rotate(force).await?,
+        EncryptionRequest::RotateKeys => encryption.rotate_keys().await?,
+        EncryptionRequest::Reencrypt { force, skip } => encryption.reencrypt(force, skip).await?,
+    }
+    Ok(Json(encryption.status().await?))
 }
 
 /// Asks the server that runs on this machine; with a body it is a POST. For the command line.

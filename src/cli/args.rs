@@ -38,6 +38,8 @@ pub enum Command {
     /// Save, list and delete backups of the cluster's state, through the server that runs on this machine
     #[command(visible_alias = "etcd-snapshot")]
     Snapshot(SnapshotArgs),
+    /// Encryption of Secrets at rest: its state, its keys; through the server that runs on this machine
+    SecretsEncrypt(SecretsEncryptArgs),
     /// Look at the store of the server that runs on this machine
     Store(StoreArgs),
     /// Stop all pods of this machine and undo its network set-up; data stays
@@ -272,6 +274,50 @@ pub enum SnapshotCommand {
     },
 }
 
+#[derive(Debug, Args)]
+pub struct SecretsEncryptArgs {
+    #[command(flatten)]
+    pub local: LocalArgs,
+    #[command(subcommand)]
+    pub command: SecretsEncryptCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SecretsEncryptCommand {
+    /// Say whether Secrets are encrypted, how far a change of keys has come, and which keys there are
+    Status {
+        #[arg(short, long, default_value = "text", value_parser = ["text", "json"], value_name = "FORMAT")]
+        output: String,
+    },
+    /// Encrypt Secrets from now on, and those that are there
+    Enable,
+    /// Store Secrets plain from now on, and those that are there
+    Disable,
+    /// Add a key, encrypt with it, write all Secrets anew, and drop the old keys
+    RotateKeys,
+    /// Step 1 of changing keys by hand: add a key
+    Prepare {
+        /// Whatever step came before
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Step 2: encrypt with the key that was added
+    Rotate {
+        /// Whatever step came before
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Step 3: write all Secrets anew, and drop the old keys
+    Reencrypt {
+        /// Whatever step came before
+        #[arg(short, long)]
+        force: bool,
+        /// Keep the old keys
+        #[arg(long)]
+        skip: bool,
+    },
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
     Table,
@@ -414,6 +460,20 @@ pub struct ServerArgs {
     #[arg(long, env = "MUSSEL_AGENT_TOKEN_FILE", value_name = "FILE", conflicts_with = "agent_token")]
     #[arg(help_heading = "Cluster")]
     pub agent_token_file: Option<PathBuf>,
+    /// Encrypt Secrets in the store
+    #[arg(
+        long,
+        env = "MUSSEL_SECRETS_ENCRYPTION",
+        num_args = 0..=1,
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
+    #[arg(help_heading = "Cluster")]
+    pub secrets_encryption: bool,
+    /// How they are encrypted
+    #[arg(long, env = "MUSSEL_SECRETS_ENCRYPTION_PROVIDER", default_value = "aesgcm", value_parser = ["aesgcm"])]
+    #[arg(value_name = "PROVIDER", help_heading = "Cluster")]
+    pub secrets_encryption_provider: String,
     /// Leave out bundled parts (coredns, and the file name of any manifest)
     #[arg(long, env = "MUSSEL_DISABLE", value_delimiter = ',', value_name = "PART", help_heading = "Components")]
     pub disable: Vec<String>,

@@ -17,6 +17,7 @@ mod pod_network;
 mod preflight;
 mod process;
 mod reset;
+mod secrets_encrypt;
 mod server;
 mod snapshots;
 mod store;
@@ -76,6 +77,7 @@ fn run(cli: Cli, skipped: &[String]) -> anyhow::Result<ExitCode> {
         Command::Token(args) => token::main(args)?,
         Command::Ctr(args) => ctr::main(&args)?,
         Command::Snapshot(args) => snapshots::command::main(&args)?,
+        Command::SecretsEncrypt(args) => secrets_encrypt::main(&args)?,
         Command::Store(args) => store::main(&args)?,
         Command::Killall(args) => {
             log::start(args.debug);

@@ -1,18 +1,20 @@
 //! `mussel server --cluster-reset`: a group that is lost becomes a group of one, with its own state or a snapshot's.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use mussel_cluster::bootstrap_data::{self, Restoration};
+use mussel_cluster::files;
 use mussel_store::backup;
 
 use super::args::BackupArgs;
 
 /// There from a reset until the next ordinary start, so that nobody resets twice by a flag left in a unit file.
 const FLAG: &str = "reset-flag";
+/// What the flag says when the snapshot came to a machine that had nothing of the cluster.
+const SUCCEEDS: &str = "this machine takes the place of another one\n";
 
-pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf) -> anyhow::Result<()> {
+pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf, token: Option<&str>) -> anyhow::Result<()> {
     let flag = server_dir.join(FLAG);
     if flag.try_exists().with_context(|| format!("look for {}", flag.display()))? {
         bail!(
@@ -20,7 +22,14 @@ pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf) -> anyhow::R
             flag.display()
         );
     }
-    mussel_cluster::files::create_dir(server_dir, 0o700)?;
+    let restoration = match &args.cluster_reset_restore_path {
+        Some(file) => open(file.clone(), token, server_dir).await?,
+        None => None,
+    };
+    files::create_dir(server_dir, 0o700)?;
+    if let Some(restoration) = &restoration {
+        restoration.write(server_dir).context("write the snapshot's CAs and keys")?;
+    }
     let from = args.cluster_reset_restore_path.clone();
     let founded = tokio::task::spawn_blocking(move || match from {
         Some(file) => backup::restore(&file, &db),
@@ -28,9 +37,13 @@ pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf) -> anyhow::R
     })
     .await
     .context("reset the store")??;
-    mussel_cluster::files::write(&flag, b"", 0o600).with_context(|| format!("write {}", flag.display()))?;
+    let succeeds = restoration.is_some_and(|restoration| restoration.is_new);
+    let says = if succeeds { SUCCEEDS } else { "" };
+    files::write(&flag, says.as_bytes(), 0o600).with_context(|| format!("write {}", flag.display()))?;
     match &args.cluster_reset_restore_path {
-        Some(file) => tracing::info!(file = %file.display(), keys = founded.keys, "restored"),
+        Some(file) => {
+            tracing::info!(file = %file.display(), keys = founded.keys, cas_and_keys = succeeds, "restored");
+        }
         None => tracing::warn!(
             keys = founded.keys,
             "reset with what this server has: writes that only other servers had are lost"
@@ -46,13 +59,22 @@ pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf) -> anyhow::R
     Ok(())
 }
 
+/// Looks for CAs and keys in the snapshot. Nothing is written.
+async fn open(file: PathBuf, token: Option<&str>, server_dir: &Path) -> anyhow::Result<Option<Restoration>> {
+    let (token, server_dir) = (token.map(str::to_owned), server_dir.to_owned());
+    let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<Option<Restoration>> {
+        let sealed = backup::find(&file, bootstrap_data::KEY)?;
+        Ok(bootstrap_data::open(sealed.as_deref(), token.as_deref(), &server_dir)?)
+    });
+    opened.await.context("read the snapshot")?
+}
+
+/// Whether this server takes the place of another machine since a reset.
+pub fn succeeds(server_dir: &Path) -> anyhow::Result<bool> {
+    Ok(files::read(&server_dir.join(FLAG))?.as_deref() == Some(SUCCEEDS))
+}
+
 /// The server has started as usual.
 pub fn done(server_dir: &Path) -> anyhow::Result<()> {
-    let flag = server_dir.join(FLAG);
-    match fs::remove_file(&flag) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", flag.display()))
-        }
-        _ => Ok(()),
-    }
+    Ok(files::remove(&server_dir.join(FLAG))?)
 }

@@ -4,7 +4,7 @@ mod group;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -12,7 +12,9 @@ use arc_swap::ArcSwap;
 use mussel_apiserver::{ApiServer, PeerTls, ServerTls, ServingCert};
 use mussel_client::{ClientIdentity, Informers, LeaderGate};
 use mussel_cluster::addons::{Bundled, Deployer};
+use mussel_cluster::bootstrap_data::BootstrapData;
 use mussel_cluster::front::Front;
+use mussel_cluster::key_vault::KeyVault;
 use mussel_cluster::node_password::{self, OwnName};
 use mussel_cluster::pki::{Leaf, Pki};
 use mussel_cluster::servers::{Record, Servers};
@@ -22,6 +24,7 @@ use mussel_cluster::tunnel::Tunnels;
 use mussel_cluster::{bootstrap_tokens, ca_rotation, kubeconfig, token, token_rotation};
 use mussel_store::Store;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
@@ -157,7 +160,9 @@ async fn run(args: ServerArgs) -> anyhow::Result<()> {
     .await?;
     if settings.args.backup.cluster_reset {
         let db = settings.server_dir().join("db");
-        return reset::run(&settings.args.backup, &settings.server_dir(), db).await;
+        let token =
+            process::secret(settings.args.node.token.as_deref(), settings.args.node.token_file.as_deref()).await?;
+        return reset::run(&settings.args.backup, &settings.server_dir(), db, token.as_deref()).await;
     }
     let mut parts = Parts::new();
     let mut store = None;
@@ -179,7 +184,8 @@ async fn run(args: ServerArgs) -> anyhow::Result<()> {
     };
     notify::stopping();
     if let Some(store) = &store {
-        group::hand_over(store).await;
+        // Before the parts stop, so that nobody waits for an election, nor controllers for a leader.
+        store.hand_over().await;
     }
     parts.stop().await;
     if let Some(store) = store {
@@ -197,8 +203,8 @@ async fn start(
 ) -> anyhow::Result<()> {
     let args = &settings.args;
     let server_dir = settings.server_dir();
-    let token = process::secret(args.node.token.as_deref(), args.node.token_file.as_deref())?;
-    let agent_token = process::secret(args.agent_token.as_deref(), args.agent_token_file.as_deref())?;
+    let token = process::secret(args.node.token.as_deref(), args.node.token_file.as_deref()).await?;
+    let agent_token = process::secret(args.agent_token.as_deref(), args.agent_token_file.as_deref()).await?;
     let schedule = snapshots::schedule::settle(&args.backup)?;
     let snapshots = Snapshots::open(&args.backup, &server_dir, &settings.node_name)?;
     let entry = group::enter(args.server.as_deref(), token.as_deref(), &settings.cluster, &server_dir).await?;
@@ -238,10 +244,11 @@ async fn start(
     let identity = certificates.peer_client.clone();
     let store = group::open(&entry, &server_dir, &settings.node_name, address, &pki, identity).await?;
     *opened = Some(store.clone());
-    reset::done(&server_dir)?;
     front.attach_store(store.clone());
+    let encryption = Arc::new(OnceLock::new());
     {
-        let admin = admin::Admin { store: store.clone(), snapshots: snapshots.clone() };
+        let (store, snapshots) = (store.clone(), snapshots.clone());
+        let admin = admin::Admin { store, snapshots, encryption: Arc::clone(&encryption) };
         let socket = admin::listen(&args.node.local.run_dir)?;
         parts.start("admin socket", |stop| admin.serve(socket, stop));
     }
@@ -275,11 +282,15 @@ async fn start(
         kubelet_client_cert_pem: kubelet_client.cert_pem.into_bytes(),
         kubelet_client_key_pem: kubelet_client.key_pem.into_bytes(),
         kubelet_dialer: Some(Arc::new(tunnels.clone())),
+        vault: Some(Arc::new(KeyVault::new(Arc::clone(&secrets), &server_dir))),
+        secrets_encryption: args.secrets_encryption,
         ..mussel_apiserver::Config::default()
     };
     let client_ca_pem = config.client_ca_pem.clone();
     let api =
         ApiServer::start(config, store.clone(), CancellationToken::new()).await.context("start the API server")?;
+    // A second call there is not.
+    let _ = encryption.set(api.encryption().clone());
     front.attach_api(api.clone());
     {
         let api = api.clone();
@@ -297,10 +308,8 @@ async fn start(
 
     // All that reads for this server shares these; who may write what is decided per client below.
     let informers_stop = CancellationToken::new();
-    let informers = Informers::new(
-        api.client("system:kube-controller-manager", &["system:masters", "system:authenticated"]),
-        informers_stop.clone(),
-    );
+    let informers =
+        Informers::new(api.client("system:kube-controller-manager", &["system:authenticated"]), informers_stop.clone());
     parts.start_infallible("informers", |stop| async move {
         stop.cancelled().await;
         informers_stop.cancel();
@@ -325,15 +334,15 @@ async fn start(
         },
     };
     parts.start_infallible("servers", |stop| servers.run(stop));
-    let controllers = mussel_controllers::Context {
-        informers: informers.clone(),
-        config: mussel_controllers::Config {
-            cluster_cidr: args.cluster_cidr.clone(),
-            node_cidr_mask: NODE_CIDR_MASK,
-            cluster_domain: args.cluster_domain.clone(),
-            root_ca_pem: ca_pem.clone(),
-        },
+    let controllers = mussel_controllers::Config {
+        cluster_cidr: args.cluster_cidr.clone(),
+        node_cidr_mask: NODE_CIDR_MASK,
+        cluster_domain: args.cluster_domain.clone(),
+        root_ca_pem: ca_pem.clone(),
     };
+    let clients = api.clone();
+    let clients = Arc::new(move |controller: &str| clients.controller_client(controller));
+    let controllers = mussel_controllers::Context::new(informers.clone(), controllers, clients);
     if !args.disable_controller_manager {
         let gate = gate.clone();
         parts.start_infallible("controllers", |stop| mussel_controllers::run(controllers, gate, stop));
@@ -364,25 +373,42 @@ async fn start(
         parts.start_infallible("node passwords", |stop| node_password::clean(client, nodes, gate, stop));
     }
     {
-        let client = api.client("system:mussel:token-cleaner", &["system:masters"]);
+        let client = api.controller_client("token-cleaner");
         let (tokens, gate) = (informers.of_fields(&bootstrap_tokens::selector()), gate.clone());
         parts.start_infallible("token cleaner", |stop| bootstrap_tokens::clean(client, tokens, gate, stop));
         let kept = informers.of_fields(&token_rotation::selector());
         let (dir, ca_pem) = (server_dir.clone(), ca_pem.clone());
         let used = Arc::clone(&secrets);
-        parts.start_infallible("token", |stop| token_rotation::follow(kept, used, dir, ca_pem, stop));
+        let taken_over = Arc::new(Notify::new());
+        let data = BootstrapData {
+            api: api.clone(),
+            leader: store.leader(),
+            settings: settings.cluster.clone(),
+            cluster: store.cluster_id().to_string(),
+            secrets: Arc::clone(&secrets),
+            server_dir: server_dir.clone(),
+            changed: Arc::clone(&taken_over),
+        };
+        parts.start_infallible("bootstrap data", |stop| data.run(stop));
+        {
+            let taken_over = Arc::clone(&taken_over);
+            parts.start_infallible("token", |stop| token_rotation::follow(kept, used, dir, ca_pem, taken_over, stop));
+        }
         let (kept, dir) = (informers.of_fields(&ca_rotation::selector()), server_dir.clone());
-        parts.start_infallible("authorities", |stop| ca_rotation::follow(kept, secrets, dir, stop));
+        parts.start_infallible("authorities", |stop| ca_rotation::follow(kept, secrets, dir, taken_over, stop));
     }
     if !args.disable_agent {
         let own = OwnName {
             client: api.client("system:mussel:node-passwords", &["system:masters"]),
             node: settings.node_name.clone(),
             password_file: args.node.node_password_file.clone(),
+            succeeds: reset::succeeds(&server_dir)?,
         };
         own.claim().await?;
+        reset::done(&server_dir)?;
         let (of_node, name) = (informers.clone(), settings.node_name.clone());
-        parts.start_infallible("node role", |stop| mussel_cluster::roles::run(of_node, name, stop));
+        let client = api.client("system:mussel:node-role", &["system:masters"]);
+        parts.start_infallible("node role", |stop| mussel_cluster::roles::run(client, of_node, name, stop));
         let node = NodeConfig {
             node_name: settings.node_name.clone(),
             node_ip: settings.node_ip,
@@ -396,6 +422,7 @@ async fn start(
         };
         node::start(node, parts).await?;
     }
+    reset::done(&server_dir)?;
     Ok(())
 }
 

@@ -21,7 +21,9 @@ const FORMAT: u32 = 1;
 const ROUNDS: u32 = 100_000;
 const ROUNDS_MAX: u32 = 10_000_000;
 /// Shared when they exist, below `<data-dir>/server`.
-const OPTIONAL_FILES: [&str; 1] = ["cred/encryption-config.json"];
+const OPTIONAL_FILES: [&str; 1] = [ENCRYPTION_CONFIG];
+/// The keys that Secrets are encrypted with.
+pub const ENCRYPTION_CONFIG: &str = "cred/encryption-config.json";
 
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {

@@ -15,6 +15,7 @@ use mussel_client::Informer;
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::sync::Notify;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -167,11 +168,12 @@ pub fn selector() -> String {
     format!("metadata.name={NAME}")
 }
 
-/// Writes what the Secret says into this server's files, until `stop`.
+/// Writes what the Secret says into this server's files, and tells `taken_over`, until `stop`.
 pub async fn follow(
     secrets: Informer<Secret>,
     used: Arc<ArcSwap<Secrets>>,
     server_dir: PathBuf,
+    taken_over: Arc<Notify>,
     stop: CancellationToken,
 ) {
     let mut changes = secrets.changes();
@@ -180,12 +182,14 @@ pub async fn follow(
         let mut failed = false;
         if let Some(sealed) = sealed {
             match Sealed::open::<Files>(&sealed, &used.load().server) {
-                Ok(new) => {
-                    if let Err(error) = install(&new, &server_dir) {
+                Ok(new) => match install(&new, &server_dir) {
+                    Ok(true) => taken_over.notify_one(),
+                    Ok(false) => {}
+                    Err(error) => {
                         tracing::error!(%error, "new CAs are not written");
                         failed = true;
                     }
-                }
+                },
                 // From before the token was changed: every server has long written them.
                 Err(error) => tracing::debug!(%error, "CAs in the cluster's Secret are not for this token"),
             }
@@ -198,8 +202,8 @@ pub async fn follow(
     }
 }
 
-/// Writes files that differ, after a copy of those in use to `<server-dir>/tls-<time>`.
-fn install(new: &Files, server_dir: &Path) -> Result<(), FileError> {
+/// Writes files that differ, after a copy of those in use to `<server-dir>/tls-<time>`. Whether any did.
+fn install(new: &Files, server_dir: &Path) -> Result<bool, FileError> {
     let dir = server_dir.join("tls");
     let mut differing = Vec::new();
     for (name, content) in new.iter().filter(|(name, _)| pki::SHARED_FILES.contains(&name.as_str())) {
@@ -209,7 +213,7 @@ fn install(new: &Files, server_dir: &Path) -> Result<(), FileError> {
         }
     }
     if differing.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let backup = server_dir.join(format!("tls-{time}"));
@@ -225,7 +229,7 @@ fn install(new: &Files, server_dir: &Path) -> Result<(), FileError> {
         files::write(&dir.join(name), content.as_bytes(), mode)?;
     }
     tracing::warn!(backup = %backup.display(), "new CAs were written; restart this server to use them");
-    Ok(())
+    Ok(true)
 }
 
 /// The current files, for [`check`].

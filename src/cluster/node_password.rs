@@ -95,6 +95,8 @@ pub struct OwnName {
     pub client: Client,
     pub node: String,
     pub password_file: PathBuf,
+    /// This machine takes the place of the one that had the name: the cluster was restored on it.
+    pub succeeds: bool,
 }
 
 impl OwnName {
@@ -104,7 +106,16 @@ impl OwnName {
     /// When another machine has it.
     pub async fn claim(&self) -> Result<(), ClaimError> {
         let password = ensure_password(&self.password_file)?;
-        ensure(&self.client, &self.node, &password).await?;
+        match ensure(&self.client, &self.node, &password).await {
+            Err(PasswordError::Taken { .. }) if self.succeeds => {
+                tracing::warn!(node = self.node, "the restored cluster knew another machine by this node's name");
+                let api: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
+                let fail = |source| PasswordError::Api { node: self.node.clone(), source };
+                api.delete(&secret_name(&self.node), &DeleteParams::default()).await.map_err(fail)?;
+                ensure(&self.client, &self.node, &password).await?;
+            }
+            other => other?,
+        }
         Ok(())
     }
 }

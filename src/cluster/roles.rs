@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use mussel_client::Informers;
 use serde_json::json;
@@ -15,9 +16,9 @@ const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Keeps the control-plane role on the node until `stop`.
-pub async fn run(informers: Informers, node_name: String, stop: CancellationToken) {
+pub async fn run(client: Client, informers: Informers, node_name: String, stop: CancellationToken) {
     let nodes = informers.of_fields::<Node>(&format!("metadata.name={node_name}"));
-    let api: Api<Node> = Api::all(informers.client());
+    let api: Api<Node> = Api::all(client);
     let mut changes = nodes.changes();
     loop {
         let wanting = nodes

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use mussel_client::Informer;
+use tokio::sync::Notify;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
@@ -38,12 +39,13 @@ pub async fn publish(client: &Client, new: &str) -> Result<(), kube::Error> {
     api.patch(NAME, &PatchParams::apply("mussel").force(), &Patch::Apply(&secret)).await.map(drop)
 }
 
-/// Takes over what the Secret says, into the files and into use, until `stop`.
+/// Takes over what the Secret says, into the files and into use, and tells `taken_over`, until `stop`.
 pub async fn follow(
     secrets: Informer<Secret>,
     used: Arc<ArcSwap<Secrets>>,
     server_dir: PathBuf,
     ca_pem: String,
+    taken_over: Arc<Notify>,
     stop: CancellationToken,
 ) {
     let mut changes = secrets.changes();
@@ -62,6 +64,7 @@ pub async fn follow(
             match token::write(&server_dir, &ca_pem, &new) {
                 Ok(()) => {
                     used.store(Arc::new(new));
+                    taken_over.notify_one();
                     tracing::info!("the servers' token was changed");
                 }
                 Err(error) => {

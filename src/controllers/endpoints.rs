@@ -30,6 +30,8 @@ const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 
 struct Controller {
     client: Client,
+    /// Writes the slices that mirror Endpoints of people.
+    mirror: Client,
     services: Informer<Service>,
     pods: Informer<Pod>,
     endpoints: Informer<Endpoints>,
@@ -44,6 +46,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
     let queue = WorkQueue::new();
     let controller = Controller {
         client: context.client(),
+        mirror: context.client_as("endpointslicemirroring-controller"),
         services: services.clone(),
         pods: pods.clone(),
         endpoints: endpoints.clone(),
@@ -145,7 +148,7 @@ impl Controller {
                 && label(&e.metadata, MANAGED_BY) != Some(US)
                 && e.metadata.deletion_timestamp.is_none()
         });
-        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.0);
+        let api: Api<EndpointSlice> = Api::namespaced(self.mirror.clone(), &key.0);
         let mut left: Vec<_> = self
             .slices
             .list_in(&key.0)

@@ -36,6 +36,8 @@ const BURST_MAX: usize = 500;
 
 struct Controller {
     client: Client,
+    /// Deletes Jobs that ended long ago.
+    ttl: Client,
     recorder: Recorder,
     control: PodControl,
     jobs: Informer<Job>,
@@ -55,6 +57,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
     let recorder = context.recorder("job-controller");
     let controller = Controller {
         client: context.client(),
+        ttl: context.client_as("ttl-after-finished-controller"),
         recorder: recorder.clone(),
         control: PodControl { client: context.client(), recorder },
         jobs: jobs.clone(),
@@ -596,7 +599,7 @@ impl Controller {
             return Ok(Some(left));
         }
         let (namespace, name) = key_of(job);
-        let api: Api<Job> = Api::namespaced(self.client.clone(), &namespace);
+        let api: Api<Job> = Api::namespaced(self.ttl.clone(), &namespace);
         gone_is_fine(api.delete(&name, &DeleteParams::foreground()).await)?;
         Ok(None)
     }

@@ -3,6 +3,8 @@
 //! Each follows its kinds through shared informers, queues keys and reconciles them level-triggered: a pass looks at
 //! the newest state, whatever woke it, and may be repeated at any time. They run on the store's leader only.
 
+use std::sync::Arc;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use mussel_client::{Informers, LeaderGate, Recorder};
@@ -40,11 +42,17 @@ mod revision;
 mod service_account;
 mod stateful_set;
 
-/// What all controllers share.
+/// Makes the client of a controller, by the name of its service account: `deployment-controller`.
+pub type Clients = Arc<dyn Fn(&str) -> kube::Client + Send + Sync>;
+
+/// What all controllers share. Each acts under its own name, and may do what the role of that name allows.
 #[derive(Clone)]
 pub struct Context {
-    pub informers: Informers,
-    pub config: Config,
+    informers: Informers,
+    config: Config,
+    clients: Clients,
+    /// Of the controller that has this copy.
+    identity: &'static str,
 }
 
 /// What the operator chose.
@@ -60,8 +68,22 @@ pub struct Config {
 }
 
 impl Context {
+    /// `informers` read for all of them.
+    pub fn new(informers: Informers, config: Config, clients: Clients) -> Self {
+        Self { informers, config, clients, identity: "" }
+    }
+
+    fn of(&self, identity: &'static str) -> Self {
+        Self { identity, ..self.clone() }
+    }
+
     fn client(&self) -> kube::Client {
-        self.informers.client()
+        self.client_as(self.identity)
+    }
+
+    /// For a controller that does the work of two of upstream's.
+    fn client_as(&self, identity: &str) -> kube::Client {
+        (self.clients)(identity)
     }
 
     fn recorder(&self, component: &str) -> Recorder {
@@ -74,39 +96,42 @@ pub async fn run(context: Context, gate: LeaderGate, stop: CancellationToken) {
     gate.run_while_leading(stop, |term| lead(context.clone(), term)).await;
 }
 
+const QUOTA: &str = "resourcequota-controller";
+const GARBAGE: &str = "generic-garbage-collector";
+
 /// One term as leader. A controller that panics takes nobody else along, but is missed until the next term, so it is
 /// reported.
 async fn lead(context: Context, term: CancellationToken) {
     tracing::info!("controllers start");
     let mut controllers = JoinSet::new();
-    let mut start = |name: &'static str, controller: fn(Context, CancellationToken) -> BoxFuture<'static, ()>| {
-        let running = controller(context.clone(), term.clone());
+    let mut start = |identity: &'static str, controller: fn(Context, CancellationToken) -> BoxFuture<'static, ()>| {
+        let running = controller(context.of(identity), term.clone());
         controllers.spawn(async move {
             running.await;
-            name
+            identity
         });
     };
-    start("clusterroleaggregation", |c, t| cluster_role::run(c, t).boxed());
-    start("cronjob", |c, t| cron_job::run(c, t).boxed());
-    start("daemonset", |c, t| daemon_set::run(c, t).boxed());
-    start("deployment", |c, t| deployment::run(c, t).boxed());
-    start("disruption", |c, t| disruption::run(c, t).boxed());
-    start("endpoints", |c, t| endpoints::run(c, t).boxed());
-    start("endpointslice", |c, t| endpoint_slice::run(c, t).boxed());
-    start("job", |c, t| job::run(c, t).boxed());
-    start("namespace", |c, t| namespace::run(c, t).boxed());
-    start("nodeipam", |c, t| node_ipam::run(c, t).boxed());
-    start("nodelifecycle", |c, t| node_lifecycle::run(c, t).boxed());
-    start("persistentvolume", |c, t| persistent_volume::run(c, t).boxed());
-    start("podgc", |c, t| pod_gc::run(c, t).boxed());
-    start("replicaset", |c, t| replica_set::run_replica_sets(c, t).boxed());
-    start("replicationcontroller", |c, t| replica_set::run_replication_controllers(c, t).boxed());
-    start("serviceaccount", |c, t| service_account::run(c, t).boxed());
-    start("statefulset", |c, t| stateful_set::run(c, t).boxed());
+    start("clusterrole-aggregation-controller", |c, t| cluster_role::run(c, t).boxed());
+    start("cronjob-controller", |c, t| cron_job::run(c, t).boxed());
+    start("daemon-set-controller", |c, t| daemon_set::run(c, t).boxed());
+    start("deployment-controller", |c, t| deployment::run(c, t).boxed());
+    start("disruption-controller", |c, t| disruption::run(c, t).boxed());
+    start("endpoint-controller", |c, t| endpoints::run(c, t).boxed());
+    start("endpointslice-controller", |c, t| endpoint_slice::run(c, t).boxed());
+    start("job-controller", |c, t| job::run(c, t).boxed());
+    start("namespace-controller", |c, t| namespace::run(c, t).boxed());
+    start("node-controller", |c, t| node_ipam::run(c, t).boxed());
+    start("node-controller", |c, t| node_lifecycle::run(c, t).boxed());
+    start("persistent-volume-binder", |c, t| persistent_volume::run(c, t).boxed());
+    start("pod-garbage-collector", |c, t| pod_gc::run(c, t).boxed());
+    start("replicaset-controller", |c, t| replica_set::run_replica_sets(c, t).boxed());
+    start("replication-controller", |c, t| replica_set::run_replication_controllers(c, t).boxed());
+    start("service-account-controller", |c, t| service_account::run(c, t).boxed());
+    start("statefulset-controller", |c, t| stateful_set::run(c, t).boxed());
     let census = Census::default();
     for (name, running) in [
-        ("resourcequota", resource_quota::run(context.clone(), census.clone(), term.clone()).boxed()),
-        ("garbage", garbage::run(context.clone(), census, term.clone()).boxed()),
+        (QUOTA, resource_quota::run(context.of(QUOTA), census.clone(), term.clone()).boxed()),
+        (GARBAGE, garbage::run(context.of(GARBAGE), census, term.clone()).boxed()),
     ] {
         controllers.spawn(async move {
             running.await;

@@ -19,6 +19,8 @@ const ROOT_CA_TEXT: &str = "Contains a CA bundle that can be used to verify the 
 
 struct Controller {
     client: Client,
+    /// Publishes the CA.
+    publisher: Client,
     namespaces: Informer<Namespace>,
     accounts: Informer<ServiceAccount>,
     maps: Informer<ConfigMap>,
@@ -32,6 +34,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
     let queue = WorkQueue::new();
     let controller = Controller {
         client: context.client(),
+        publisher: context.client_as("root-ca-cert-publisher"),
         namespaces: namespaces.clone(),
         accounts: accounts.clone(),
         maps: maps.clone(),
@@ -79,7 +82,7 @@ impl Controller {
                 _ => {}
             }
         }
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &name);
+        let api: Api<ConfigMap> = Api::namespaced(self.publisher.clone(), &name);
         let data = Some([("ca.crt".to_owned(), self.root_ca_pem.clone())].into());
         match self.maps.get(&name, ROOT_CA) {
             Some(map) if map.data == data => {}

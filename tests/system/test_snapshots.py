@@ -6,6 +6,7 @@ import threading
 
 import lab
 from lab import wait_for
+from lab.cluster import TOKEN
 
 
 class Snapshots(lab.Case):
@@ -140,3 +141,51 @@ class Snapshots(lab.Case):
         self.m.exec(*self.m.command("--cluster-reset"), timeout=60)
         self.m.start()
         self.m.kubectl("get", "configmap", "new")
+
+
+class NewMachine(lab.ClusterCase):
+    """The only server is lost with its disk. A snapshot and the token make the same cluster again elsewhere."""
+
+    servers, agents, flags = 1, 1, ("--secrets-encryption",)
+    time_limit = 300
+
+    def test_a_snapshot_and_the_token_bring_the_cluster_back(self):
+        agent, data = self.c.agents[0], self.m.data
+        self.c.pod_on(agent, "steady", script="sleep 7654321")
+        self.m.kubectl("create", "secret", "generic", "kept", "--from-literal=a=b")
+        wait_for("the CAs to be kept", lambda: "CAs and keys are kept in the store" in self.m.log())
+        self.m.exec(lab.BINARY, "snapshot", *self.m.local(), "save", "--name", "all")
+        folder = data + "/server/db-snapshots"
+        snapshot = self.m.dir + "/snapshot"
+        os.rename(f"{folder}/{os.listdir(folder)[0]}", snapshot)
+        with open(data + "/server/tls/server-ca.crt") as file:
+            authority = file.read()
+        with open(snapshot, "rb") as file:
+            self.assertNotIn(b"PRIVATE KEY", file.read())
+        pids = agent.container_pids("sleep 7654321")
+
+        self.m.stop()
+        self.m.killall()
+        # Nothing of it is left: this is a machine that has never been a server, at the old one's address.
+        self.m.sh(f"rm -rf {data}/server {data}/agent/*.* {data}/agent/etc {data}/agent/kubelet /etc/mussel")
+        restore = ["--cluster-reset", "--cluster-reset-restore-path", snapshot]
+        for token, says in [("wrong", "cannot be opened"),
+                            ("K10" + "0" * 64 + "::server:" + TOKEN, "belongs to another cluster")]:
+            refused = self.m.exec(*self.m.command(*restore, "--token", token), check=False, timeout=60)
+            self.assertEqual((refused.code, says in refused.err), (1, True), refused.err)
+            self.assertFalse(os.path.exists(data + "/server"))
+        self.m.exec(*self.m.command(*restore), timeout=60)
+        with open(data + "/server/tls/server-ca.crt") as file:
+            self.assertEqual(file.read(), authority)
+        self.assertEqual(os.stat(data + "/server/tls/server-ca.key").st_mode & 0o777, 0o600)
+
+        self.m.start()
+        self.c.wait_node(agent)
+        wait_for("the agent's tunnel", lambda: self.m.out("exec", "steady", "--", "hostname") == "steady", 60)
+        self.assertEqual(agent.container_pids("sleep 7654321"), pids, "the agent's pods were not touched")
+        self.assertEqual(self.m.out("get", "secret", "kept", "-o", "jsonpath={.data.a}"), "Yg==")
+        self.c.pod_on(agent, "new")
+        # The node's name was another machine's; it is this one's from now on.
+        self.m.stop()
+        self.m.start()
+        self.m.kubectl("delete", "pod", "new", "steady")

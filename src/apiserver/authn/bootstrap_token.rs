@@ -3,9 +3,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use mussel_store::Snapshot;
 use serde_json::Value;
 
+use crate::encryption::Snapshot;
 use crate::handler::UserInfo;
 
 /// The user of this token, if there is such a token and it holds.
@@ -18,7 +18,7 @@ pub fn user(token: &str, snapshot: &Snapshot, now: Timestamp) -> Option<UserInfo
         return None;
     }
     let stored = snapshot.get(format!("/registry/secrets/kube-system/bootstrap-token-{id}").as_bytes())?;
-    let object: Value = serde_json::from_slice(&stored.value).ok()?;
+    let object: Value = serde_json::from_slice(&stored.value().ok()?).ok()?;
     if object["type"] != "bootstrap.kubernetes.io/token" || !object["metadata"]["deletionTimestamp"].is_null() {
         return None;
     }

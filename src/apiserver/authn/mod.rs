@@ -10,9 +10,10 @@ mod service_account;
 use std::sync::Arc;
 
 use http::{HeaderMap, header};
-use mussel_store::{Freshness, Snapshot, Store};
+use mussel_store::Freshness;
 
 use crate::config::Config;
+use crate::encryption::{Snapshot, Storage};
 use crate::handler::UserInfo;
 use crate::tokens::Tokens;
 
@@ -63,14 +64,14 @@ pub enum AuthnError {
 }
 
 pub struct Authenticator {
-    store: Store,
+    store: Storage,
     anonymous: bool,
     front_proxy_names: Vec<String>,
     service_accounts: service_account::ServiceAccounts,
 }
 
 impl Authenticator {
-    pub fn new(config: &Config, store: Store, tokens: Arc<Tokens>) -> Self {
+    pub fn new(config: &Config, store: Storage, tokens: Arc<Tokens>) -> Self {
         Self {
             store,
             anonymous: config.anonymous_auth,

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
-use mussel_store::{Revision, Snapshot};
+use mussel_store::Revision;
 use serde_json::Value;
 
 use super::{AuthnError, TokenOwner};
+use crate::encryption::Snapshot;
 use crate::handler::UserInfo;
 use crate::tokens::{Claims, TokenError, Tokens};
 
@@ -151,7 +152,8 @@ impl Verified {
         }
         let mut remember = true;
         for ((key, uid), versioned) in self.bound.iter().zip(stored) {
-            let object: Value = serde_json::from_slice(&versioned.value).unwrap_or_default();
+            let value = versioned.value().map_err(|error| AuthnError::Refused(error.to_string()))?;
+            let object: Value = serde_json::from_slice(&value).unwrap_or_default();
             if object["metadata"]["uid"] != **uid {
                 return Err(AuthnError::Refused(format!("{key:?} that the token is bound to was replaced")));
             }

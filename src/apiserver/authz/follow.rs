@@ -1,8 +1,10 @@
 //! Keeps an index in step with a prefix of the store: a snapshot first, then its changes; again after a gap.
 
-use mussel_store::{Freshness, ReadError, Revision, Store, Watch, WatchError};
+use mussel_store::{Freshness, ReadError, Revision, WatchError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::encryption::{Storage, StorageWatchError, Watch};
 
 /// What an index is told. Keys come without the prefix: `<namespace>/<name>` or `<name>`.
 pub enum Change<'a> {
@@ -19,7 +21,7 @@ pub enum Change<'a> {
 /// # Errors
 /// When the first snapshot cannot be read.
 pub async fn follow<F>(
-    store: Store,
+    store: Storage,
     prefix: String,
     mut sink: F,
     tasks: &TaskTracker,
@@ -34,7 +36,7 @@ where
             loop {
                 match store.watch(prefix.clone().into_bytes().into(), after) {
                     Ok(watch) => match pump(watch, &prefix, &mut sink).await {
-                        WatchError::Stopped => return,
+                        StorageWatchError::Store(WatchError::Stopped) => return,
                         error => tracing::debug!(%prefix, %error, "index starts over"),
                     },
                     Err(WatchError::Stopped) => return,
@@ -54,19 +56,21 @@ where
     Ok(())
 }
 
-async fn load(store: &Store, prefix: &str, sink: &mut impl FnMut(Change<'_>)) -> Result<Revision, ReadError> {
+async fn load(store: &Storage, prefix: &str, sink: &mut impl FnMut(Change<'_>)) -> Result<Revision, ReadError> {
     let snapshot = store.snapshot(Freshness::Local).await?;
     sink(Change::Reset);
     for (key, versioned) in snapshot.range(prefix.as_bytes(), prefix.as_bytes()) {
-        if let Some(name) = strip(key, prefix) {
-            sink(Change::Put(name, &versioned.value));
+        let Some(name) = strip(key, prefix) else { continue };
+        match versioned.value() {
+            Ok(value) => sink(Change::Put(name, &value)),
+            Err(error) => tracing::error!(%error, "left out of an index"),
         }
     }
     sink(Change::Done);
     Ok(snapshot.revision())
 }
 
-async fn pump(mut watch: Watch, prefix: &str, sink: &mut impl FnMut(Change<'_>)) -> WatchError {
+async fn pump(mut watch: Watch, prefix: &str, sink: &mut impl FnMut(Change<'_>)) -> StorageWatchError {
     loop {
         let commit = match watch.next().await {
             Ok(commit) => commit,

@@ -9,10 +9,11 @@ mod rbac;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use mussel_store::{ReadError, Store};
+use mussel_store::ReadError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::encryption::Storage;
 use crate::handler::{RequestInfo, UserInfo};
 use crate::request::Query;
 use crate::status::Status;
@@ -114,13 +115,13 @@ pub struct Decision {
 /// Cheap to share; a clone answers from the same indexes.
 #[derive(Clone)]
 pub struct Authorizer {
-    store: Store,
+    store: Storage,
     rbac: Arc<RwLock<RbacIndex>>,
     nodes: Arc<RwLock<node::NodeIndex>>,
 }
 
 impl Authorizer {
-    pub fn new(store: Store) -> Self {
+    pub fn new(store: Storage) -> Self {
         Self { store, rbac: Arc::default(), nodes: Arc::default() }
     }
 

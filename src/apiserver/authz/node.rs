@@ -4,11 +4,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use mussel_store::Snapshot;
 use serde_json::Value;
 
 use super::Attributes;
 use super::rbac::Rule;
+use crate::encryption::Snapshot;
 
 const NO_RELATIONSHIP: &str = "no relationship found between node";
 
@@ -205,7 +205,7 @@ fn volume_of(snapshot: &Snapshot, namespace: &str, claim: &str) -> Option<String
 }
 
 fn read(snapshot: &Snapshot, key: &str) -> Option<Value> {
-    serde_json::from_slice(&snapshot.get(key.as_bytes())?.value).ok()
+    serde_json::from_slice(&snapshot.get(key.as_bytes())?.value().ok()?).ok()
 }
 
 /// Any `…SecretRef` in a volume source; a reference without a namespace means the claim's.

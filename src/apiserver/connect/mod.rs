@@ -14,11 +14,12 @@ mod wsstream;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, header};
-use mussel_store::{Freshness, Snapshot};
+use mussel_store::Freshness;
 use serde_json::Value;
 
 use crate::api_server::Inner;
 use crate::authz::Attributes;
+use crate::encryption::Snapshot;
 use crate::handler::{Body, Query, RequestInfo, Response, UserInfo};
 use crate::status::Status;
 
@@ -96,7 +97,7 @@ fn read(snapshot: &Snapshot, resource: &str, namespace: &str, name: &str) -> Res
         format!("/registry/{resource}/{namespace}/{name}")
     };
     let stored = snapshot.get(key.as_bytes()).ok_or_else(|| Status::not_found("", resource, name))?;
-    serde_json::from_slice(&stored.value).map_err(Status::internal)
+    serde_json::from_slice(&stored.value()?).map_err(Status::internal)
 }
 
 /// Percent-encodes one path segment or query value.

@@ -4,13 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
-use mussel_store::Snapshot;
 use rand::seq::IndexedRandom as _;
 use serde_json::Value;
 
 use super::backend::{Backend, is_reachable_by_proxy};
 use super::forward::forward;
 use super::{Connect, html, is_upgrade, node, read, snapshot};
+use crate::encryption::Snapshot;
 use crate::handler::{Body, Response};
 use crate::status::Status;
 
@@ -154,7 +154,7 @@ fn service(connect: &Connect<'_>, snapshot: &Snapshot) -> Result<Backend, Status
     let prefix = format!("/registry/endpointslices.discovery.k8s.io/{namespace}/");
     let mut candidates: Vec<(IpAddr, u16)> = Vec::new();
     for (_, stored) in snapshot.range(prefix.as_bytes(), prefix.as_bytes()) {
-        let Ok(slice) = serde_json::from_slice::<Value>(&stored.value) else { continue };
+        let Ok(slice) = serde_json::from_slice::<Value>(&stored.value()?) else { continue };
         if slice["metadata"]["labels"]["kubernetes.io/service-name"] != *id.name {
             continue;
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mussel_api::object::{self, ObjectExt};
 use mussel_api::resource::Resource;
 use mussel_api::schema::{self, Schema};
-use mussel_store::{Freshness, Revision, Versioned};
+use mussel_store::{Freshness, Revision};
 use serde_json::Value;
 
 use super::body::Expected;
@@ -15,6 +15,7 @@ use super::strategy::{self, Rules};
 use super::view::View;
 use super::{Registry, convert, key};
 use crate::Context;
+use crate::encryption::Versioned;
 use crate::handler::Request;
 use crate::status::Status;
 
@@ -38,6 +39,8 @@ pub struct Current {
     /// In the served version, with its `resourceVersion`.
     pub object: Value,
     pub revision: Revision,
+    /// It would be stored otherwise now: with another key, or none.
+    pub stale: bool,
 }
 
 impl<'a> Call<'a> {
@@ -87,12 +90,13 @@ impl<'a> Call<'a> {
 
     /// The object in `view`, in the served version.
     pub fn find(&self, view: &View, name: &str) -> Result<Option<Current>, Status> {
-        view.snapshot().get(&self.key(name)).map(|versioned| self.current(versioned)).transpose()
+        view.snapshot().get(&self.key(name)).map(|versioned| self.current(&versioned)).transpose()
     }
 
-    pub fn current(&self, versioned: &Versioned) -> Result<Current, Status> {
-        let object = object::decode(&versioned.value, versioned.revision.0).map_err(Status::internal)?;
-        Ok(Current { object: convert::from_storage(&self.resource, object), revision: versioned.revision })
+    pub fn current(&self, versioned: &Versioned<'_>) -> Result<Current, Status> {
+        let object = object::decode(&versioned.value()?, versioned.revision.0).map_err(Status::internal)?;
+        let object = convert::from_storage(&self.resource, object);
+        Ok(Current { object, revision: versioned.revision, stale: versioned.is_stale() })
     }
 
     /// The stored form of an object in the served version.

@@ -21,8 +21,8 @@ pub async fn delete_collection(call: &Call<'_>) -> Result<Response, Status> {
     let prefix = key::prefix(&call.stored_as, &call.namespace);
     let mut doomed: Vec<Value> = Vec::new();
     for (found, versioned) in view.snapshot().range(&prefix, &prefix) {
-        if selection.may_match(found, &versioned.value, call.resource.namespaced) {
-            let object = call.current(versioned)?.object;
+        if selection.may_match(found, &versioned.value()?, call.resource.namespaced) {
+            let object = call.current(&versioned)?.object;
             if selection.matches(&object) {
                 doomed.push(object);
             }

@@ -92,7 +92,7 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
 async fn mark(call: &Call<'_>, name: &str, delete: &DeleteOptions) -> Result<(), Status> {
     for _ in 0..ATTEMPTS_MAX {
         let view = call.view(Freshness::Linearizable).await?;
-        let Current { object: mut pod, revision } = call.find(&view, name)?.ok_or_else(|| call.not_found(name))?;
+        let Current { object: mut pod, revision, .. } = call.find(&view, name)?.ok_or_else(|| call.not_found(name))?;
         let another = delete.uid.as_deref().is_some_and(|uid| uid != pod.uid());
         if another || pod.is_deleting() || matches!(pod.str_at("status.phase"), "Succeeded" | "Failed") {
             // The deletion itself says what is wrong, if anything.

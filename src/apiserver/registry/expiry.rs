@@ -44,7 +44,10 @@ pub async fn expire(context: &Context, now: Timestamp) -> Result<usize, CommitEr
     let prefix = key::prefix("events", "");
     let mut doomed = Vec::new();
     for (key, versioned) in snapshot.range(&prefix, &prefix) {
-        let Ok(event) = object::decode(&versioned.value, versioned.revision.0) else { continue };
+        let Some(event) = versioned.value().ok().and_then(|value| object::decode(&value, versioned.revision.0).ok())
+        else {
+            continue;
+        };
         let newest = ["lastTimestamp", "eventTime", "firstTimestamp"]
             .into_iter()
             .filter_map(|field| event[field].as_str())

@@ -28,9 +28,9 @@ pub async fn get(call: &Call<'_>) -> Result<Response, Status> {
     let name = call.name();
     let versioned = view.snapshot().get(&call.key(name)).ok_or_else(|| call.not_found(name))?;
     if call.form.is_plain() && convert::needed(&call.resource).is_none() {
-        let bytes = object::with_resource_version(&versioned.value, versioned.revision.0);
+        let bytes = object::with_resource_version(&versioned.value()?, versioned.revision.0);
         return Ok(negotiate::response(StatusCode::OK, "application/json", Body::from(bytes)));
     }
-    let current = call.current(versioned)?;
+    let current = call.current(&versioned)?;
     negotiate::respond(StatusCode::OK, call.form, &negotiate::shape_object(&call.resource, call.form, current.object))
 }

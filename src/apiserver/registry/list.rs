@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::StatusCode;
 use mussel_api::object;
-use mussel_store::{Freshness, ReadError, Revision, Snapshot};
+use mussel_store::{Freshness, ReadError, Revision};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -15,6 +15,7 @@ use super::options::{ListOptions, Match};
 use super::select::Selection;
 use super::{convert, key, negotiate};
 use crate::Context;
+use crate::encryption::Snapshot;
 use crate::handler::{Body, Response};
 use crate::status::Status;
 
@@ -50,7 +51,7 @@ pub async fn list(call: &Call<'_>) -> Result<Response, Status> {
     if let Some(name) = options.name.as_deref().filter(|_| !call.resource.namespaced || !call.namespace.is_empty()) {
         let mut page = Page::default();
         if let Some(versioned) = snapshot.get(&call.key(name)) {
-            let object = call.current(versioned)?.object;
+            let object = call.current(&versioned)?.object;
             if selection.matches(&object) {
                 page.objects.push(object);
             }
@@ -73,22 +74,22 @@ pub async fn list(call: &Call<'_>) -> Result<Response, Status> {
             if taken > 0 {
                 body.push(b',');
             }
-            push_item(&mut body, &versioned.value, versioned.revision.0);
+            push_item(&mut body, &versioned.value()?, versioned.revision.0);
             taken += 1;
             continue;
         }
-        if !selection.may_match(found, &versioned.value, call.resource.namespaced) {
+        if !selection.may_match(found, &versioned.value()?, call.resource.namespaced) {
             continue;
         }
         if plain && selection.is_decided_by_metadata() {
             if taken > 0 {
                 body.push(b',');
             }
-            push_item(&mut body, &versioned.value, versioned.revision.0);
+            push_item(&mut body, &versioned.value()?, versioned.revision.0);
             taken += 1;
             continue;
         }
-        let object = call.current(versioned)?.object;
+        let object = call.current(&versioned)?.object;
         if selection.matches(&object) {
             taken += 1;
             page.objects.push(object);

@@ -10,7 +10,7 @@ use futures::Stream;
 use http::StatusCode;
 use mussel_api::object;
 use mussel_api::resource::Resource;
-use mussel_store::{Commit, Event, Freshness, Revision, Snapshot, Watch, WatchError};
+use mussel_store::{Commit, Event, Freshness, Revision, WatchError};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -21,6 +21,7 @@ use super::select::Selection;
 use super::shared::{Shared, SharedEvents};
 use super::{convert, key};
 use crate::Context;
+use crate::encryption::{Snapshot, StorageWatchError, Watch};
 use crate::handler::{Body, Response};
 use crate::status::Status;
 
@@ -87,6 +88,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
         pending: VecDeque::new(),
         deadline: now + Duration::from_secs(seconds),
         bookmark_at: now + BOOKMARK_PERIOD,
+        ended: false,
     };
     Ok(negotiate::response(StatusCode::OK, "application/json", Body::from_stream(watcher.stream())))
 }
@@ -116,11 +118,15 @@ struct Watcher {
     pending: VecDeque<Bytes>,
     deadline: Instant,
     bookmark_at: Instant,
+    /// The client was told of an error: nothing follows.
+    ended: bool,
 }
 
 enum Wake {
     Commit(Commit),
     Bookmark,
+    /// What the client is told before the end.
+    Error(Status),
     End,
 }
 
@@ -138,8 +144,13 @@ impl Watcher {
             if let Some(chunk) = self.take_pending() {
                 return Some(chunk);
             }
+            if self.ended {
+                return None;
+            }
             if self.initial.is_some() {
-                self.initial_batch();
+                if let Err(status) = self.initial_batch() {
+                    self.push_error(&status);
+                }
                 continue;
             }
             let wake = tokio::select! {
@@ -148,10 +159,11 @@ impl Watcher {
                 // Cancel-safe by the store's contract.
                 commit = self.watch.next() => match commit {
                     Ok(commit) => Wake::Commit(commit),
-                    Err(error) => {
+                    Err(StorageWatchError::Store(error)) => {
                         tracing::debug!(resource = %self.resource.plural, %error, "watch ended");
                         Wake::End
                     }
+                    Err(StorageWatchError::Transform(error)) => Wake::Error(error.into()),
                 },
                 () = tokio::time::sleep_until(self.deadline) => Wake::End,
                 () = tokio::time::sleep_until(self.bookmark_at), if self.bookmarks => Wake::Bookmark,
@@ -164,6 +176,9 @@ impl Watcher {
                     if revision > self.bookmarked {
                         self.push_bookmark(revision, false);
                     }
+                }
+                Wake::Error(status) => {
+                    self.push_error(&status);
                 }
                 Wake::End => return None,
             }
@@ -186,8 +201,12 @@ impl Watcher {
         Some(chunk.freeze())
     }
 
-    fn initial_batch(&mut self) {
-        let Some(mut initial) = self.initial.take() else { return };
+    /// Adds some of the initial state.
+    ///
+    /// # Errors
+    /// When an object cannot be read; the watch ends with it.
+    fn initial_batch(&mut self) -> Result<(), Status> {
+        let Some(mut initial) = self.initial.take() else { return Ok(()) };
         let mut next = None;
         let mut lines = Vec::new();
         for (seen, (found, versioned)) in initial.snapshot.range(&initial.prefix, &initial.cursor).enumerate() {
@@ -195,8 +214,9 @@ impl Watcher {
                 next = Some(found.to_vec());
                 break;
             }
-            if self.selection.may_match(found, &versioned.value, self.resource.namespaced) {
-                lines.push((versioned.value.clone(), versioned.revision.0));
+            let stored = versioned.value()?;
+            if self.selection.may_match(found, &stored, self.resource.namespaced) {
+                lines.push((stored, versioned.revision.0));
             }
         }
         for (stored, revision) in lines {
@@ -218,6 +238,12 @@ impl Watcher {
             None if self.ends_initial_events => self.push_bookmark(self.last, true),
             None => {}
         }
+        Ok(())
+    }
+
+    fn push_error(&mut self, status: &Status) {
+        self.ended = true;
+        self.pending.push_back(line("ERROR", status.to_value().to_string().as_bytes()));
     }
 
     fn commit(&mut self, commit: &Commit) {

@@ -225,7 +225,7 @@ async fn default_roles_exist_and_survive_a_second_start() {
         assert!(names.iter().any(|n| n == name), "{name}");
     }
     let before = server.store.revision();
-    mussel_apiserver::bootstrap_roles::reconcile(&server.store).await.unwrap();
+    mussel_apiserver::bootstrap_roles::reconcile(&server.api.context().store).await.unwrap();
     assert_eq!(server.store.revision(), before);
     server.stop().await;
 }

@@ -106,6 +106,21 @@ pub fn inspect(path: &Path) -> Result<Header, BackupError> {
     read(path, |_, _| Ok(()))
 }
 
+/// The value of one key, `None` when the backup has none. Reads and checks the whole file.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn find(path: &Path, key: &[u8]) -> Result<Option<Bytes>, BackupError> {
+    let mut found = None;
+    read(path, |candidate, versioned| {
+        if candidate == key {
+            found = Some(versioned.value);
+        }
+        Ok::<(), BackupError>(())
+    })?;
+    Ok(found)
+}
+
 /// Calls `each` for all keys, in order. What it is given is not yet known to be whole until this returns: inspect first.
 pub(super) fn read<E: From<BackupError>>(
     path: &Path,

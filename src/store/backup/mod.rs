@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use format::{Header, inspect};
+pub use format::{Header, find, inspect};
 pub use restore::{Founded, reset, restore};
 
 use crate::disk::identity::sync_dir;

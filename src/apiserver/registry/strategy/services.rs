@@ -8,12 +8,13 @@ use std::net::Ipv4Addr;
 
 use mussel_api::field::{FieldError, FieldErrors, Path};
 use mussel_api::object::{self, ObjectExt};
-use mussel_store::{Precondition, Snapshot, Txn};
+use mussel_store::{Precondition, Txn};
 use rand::Rng;
 use serde_json::{Value, json};
 
 use super::Rules;
 use crate::config::Ipv4Cidr;
+use crate::encryption::Snapshot;
 use crate::registry::key;
 use crate::registry::write::{Write, now, set};
 use crate::status::Status;

@@ -2,6 +2,7 @@
 
 mod admission;
 mod deletion;
+mod encryption;
 mod listing;
 mod objects;
 mod patching;

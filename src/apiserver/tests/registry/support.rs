@@ -70,6 +70,16 @@ impl Cluster {
         cluster
     }
 
+    /// Another server of the same cluster: over the same store.
+    pub async fn another(&self, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::clone(&self.server.context().config);
+        change(&mut config);
+        let server = ApiServer::start(config, self.store.clone(), CancellationToken::new()).await.unwrap();
+        server.ready().await;
+        let (store, user) = (self.store.clone(), self.user.clone());
+        Self { server, store, user, _dir: std::sync::Arc::clone(&self._dir) }
+    }
+
     /// The same cluster, asked by somebody else.
     pub fn as_user(&self, name: &str, groups: &[&str]) -> Self {
         let (server, store) = (self.server.clone(), self.store.clone());
