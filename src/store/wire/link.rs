@@ -25,6 +25,9 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// A connection on which a question was not answered in time, and nothing was heard for this long, is given up.
 const DEAD_AFTER: Duration = Duration::from_secs(2);
 
+/// A member of which nothing was heard for this long, though it was asked, is not reached.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
+
 /// Questions that may wait for their answer on one connection.
 const WAITING_MAX: usize = 1024;
 
@@ -127,7 +130,7 @@ impl Links {
         self.lock().retain(|member, _| is_member(*member));
     }
 
-    /// Whether `member` answered the last question; `None` when it was not asked yet.
+    /// Whether `member` was heard of lately, or answered the last question; `None` when it was not asked yet.
     pub(crate) fn reachable(&self, member: MemberId) -> Option<bool> {
         let link = self.lock().get(&member)?.clone();
         let state = link.state.borrow();
@@ -136,7 +139,10 @@ impl Links {
             // A machine that is gone refuses nothing: most of the time somebody is being connected to it.
             State::Connecting { after_failure } => after_failure.then_some(false),
             State::Up(connection) => {
-                Some(!connection.closed.is_cancelled() && connection.answers.load(Ordering::Acquire))
+                let answers = connection.answers.load(Ordering::Acquire);
+                let heard = *connection.heard.lock().unwrap_or_else(PoisonError::into_inner);
+                // An answer may be late where packets get lost; a member that is gone says nothing at all.
+                Some(!connection.closed.is_cancelled() && (answers || heard.elapsed() < SILENT_AFTER))
             }
             State::Down { .. } => Some(false),
         }
@@ -159,7 +165,10 @@ enum State {
         after_failure: bool,
     },
     Up(Arc<Connection>),
-    Down { at: Instant, error: LinkError },
+    Down {
+        at: Instant,
+        error: LinkError,
+    },
 }
 
 impl Link {
