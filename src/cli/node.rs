@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use mussel_apiserver::ServingCert;
 use mussel_client::event::EventType;
+use mussel_client::informer::kept::keep;
 use mussel_client::{Informers, Recorder};
 use mussel_cluster::files;
 use mussel_cluster::settings::ClusterSettings;
@@ -30,6 +32,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{DEFAULT_DATA_DIR, NodeArgs};
+use super::node_config;
 use super::parts::{Parts, chain};
 use super::pod_network::Adapter;
 
@@ -38,6 +41,8 @@ pub const KUBELET_PORT: u16 = 10250;
 const PODS_MAX: u32 = 110;
 /// Archives in the images folder are imported before the first pod starts, but do not hold up the node for longer than this.
 const IMPORT_HEAD_START: Duration = Duration::from_secs(30);
+/// In the agent's folder: the node's range as it was last.
+const KEPT_POD_CIDR: &str = "network/pod-cidr";
 const PODNET_RETRY: Duration = Duration::from_secs(2);
 
 pub struct NodeConfig<'a> {
@@ -63,6 +68,7 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
     let folders = Folders { agent: local.data_dir.join("agent"), run: local.run_dir.clone() };
     files::create_dir(&folders.agent, 0o755)?;
     files::create_dir(&folders.run, 0o755)?;
+    keep_services(&config.informers, &folders, parts);
     prepare_host(&[&folders.agent, &folders.run]).context("prepare mount propagation")?;
     host::tune_kernel();
 
@@ -95,7 +101,7 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
     }
     {
         let (pods, informers) = (Arc::clone(&pods), config.informers.clone());
-        let (name, kept) = (config.node_name.clone(), folders.agent.join("network/pod-cidr"));
+        let (name, kept) = (config.node_name.clone(), folders.agent.join(KEPT_POD_CIDR));
         parts.start_infallible("pod network", |stop| follow_pod_cidr(pods, informers, name, kept, stop));
     }
     let peers = Peers::new(
@@ -128,6 +134,20 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
         None => embedded_runtime(&config, &folders, pods, parts).await?,
     };
     start_kubelet(config, &folders, cri, resolv_conf, parts).await
+}
+
+/// Whether this machine has been a node of a cluster: then it has what it needs to go on as one while no server answers.
+pub fn was_here(data_dir: &Path) -> bool {
+    data_dir.join("agent").join(KEPT_POD_CIDR).exists()
+}
+
+/// For a start while no server answers: Services and their names go on as they were.
+fn keep_services(informers: &Informers, folders: &Folders, parts: &mut Parts) {
+    let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
+    let file = folders.agent.join("network/services.json");
+    parts.start_infallible("services on disk", |stop| keep(services, file, stop));
+    let file = folders.agent.join("network/endpointslices.json");
+    parts.start_infallible("endpoints on disk", |stop| keep(slices, file, stop));
 }
 
 /// The container runtime of this process, reached without a socket; foreign tools reach it by `<run-dir>/mussel.sock`.
@@ -274,12 +294,14 @@ async fn start_kubelet(
         effect: taint.effect.clone(),
         time_added: None,
     });
+    let annotations = node_config::annotations(&config.node_name, config.node_ip, args.node_external_ip);
     let kubelet = Kubelet::new(mussel_kubelet::Config {
         provider_id: Some(format!("mussel://{}", config.node_name)),
         node_name: config.node_name,
         node_ips: vec![config.node_ip],
         external_ips: args.node_external_ip.into_iter().collect(),
         labels: args.node_label.iter().cloned().collect(),
+        annotations,
         taints: taints.collect(),
         root_dir: folders.agent.join("kubelet"),
         pod_logs_dir,

@@ -6,6 +6,7 @@
 //! [`pods`] gives sandboxes their interface, [`peers`] routes to other nodes' pods, [`host`] prepares the machine, [`proxy`]
 //! programs Services.
 
+pub mod addresses;
 pub mod backend;
 pub mod cidr;
 mod ethtool;
