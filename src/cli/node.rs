@@ -18,6 +18,7 @@ use mussel_dns::Dns;
 use mussel_kubelet::{Cri, Kubelet};
 use mussel_network::backend::Backend;
 use mussel_network::cidr::Cidr;
+use mussel_network::cni::{self, Cni};
 use mussel_network::host;
 use mussel_network::peers::{self, Peers};
 use mussel_network::pods::PodNetwork;
@@ -34,15 +35,19 @@ use tokio_util::sync::CancellationToken;
 use super::args::{DEFAULT_DATA_DIR, NodeArgs};
 use super::node_config;
 use super::parts::{Parts, chain};
-use super::pod_network::Adapter;
+use super::pod_network::{Adapter, CniAdapter};
 
 pub const BRIDGE: &str = "cni0";
+/// Where charts of pod networks put what they bring.
+const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+const CNI_BIN_DIR: &str = "/opt/cni/bin";
 pub const KUBELET_PORT: u16 = 10250;
 const PODS_MAX: u32 = 110;
 /// Archives in the images folder are imported before the first pod starts, but do not hold up the node for longer than this.
 const IMPORT_HEAD_START: Duration = Duration::from_secs(30);
 /// In the agent's folder: the node's range as it was last.
 const KEPT_POD_CIDR: &str = "network/pod-cidr";
+const KEPT_SERVICES: &str = "network/services.json";
 const PODNET_RETRY: Duration = Duration::from_secs(2);
 
 pub struct NodeConfig<'a> {
@@ -99,7 +104,8 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
         let dns = dns.await?;
         parts.start("cluster dns", |stop| dns.run(stop));
     }
-    {
+    // Without a backend, pods' networks are somebody else's, who may well call a bridge cni0, too.
+    if backend != Backend::None {
         let (pods, informers) = (Arc::clone(&pods), config.informers.clone());
         let (name, kept) = (config.node_name.clone(), folders.agent.join(KEPT_POD_CIDR));
         parts.start_infallible("pod network", |stop| follow_pod_cidr(pods, informers, name, kept, stop));
@@ -131,20 +137,30 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
 
     let cri = match &config.args.container_runtime_endpoint {
         Some(endpoint) => Cri::connect(endpoint.trim_start_matches("unix://")),
-        None => embedded_runtime(&config, &folders, pods, parts).await?,
+        None => {
+            let network: Arc<dyn mussel_runtime::network::PodNetwork> = match backend {
+                Backend::None => Arc::new(CniAdapter(Cni::new(cni::Config {
+                    conf_dir: PathBuf::from(CNI_CONF_DIR),
+                    bin_dirs: vec![PathBuf::from(CNI_BIN_DIR)],
+                    kept_dir: folders.run.join("cni"),
+                }))),
+                Backend::Vxlan | Backend::HostGw => Arc::new(Adapter(Arc::clone(&pods))),
+            };
+            embedded_runtime(&config, &folders, network, pods, parts).await?
+        }
     };
     start_kubelet(config, &folders, cri, resolv_conf, parts).await
 }
 
 /// Whether this machine has been a node of a cluster: then it has what it needs to go on as one while no server answers.
 pub fn was_here(data_dir: &Path) -> bool {
-    data_dir.join("agent").join(KEPT_POD_CIDR).exists()
+    [KEPT_POD_CIDR, KEPT_SERVICES].iter().any(|kept| data_dir.join("agent").join(kept).exists())
 }
 
 /// For a start while no server answers: Services and their names go on as they were.
 fn keep_services(informers: &Informers, folders: &Folders, parts: &mut Parts) {
     let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
-    let file = folders.agent.join("network/services.json");
+    let file = folders.agent.join(KEPT_SERVICES);
     parts.start_infallible("services on disk", |stop| keep(services, file, stop));
     let file = folders.agent.join("network/endpointslices.json");
     parts.start_infallible("endpoints on disk", |stop| keep(slices, file, stop));
@@ -154,6 +170,7 @@ fn keep_services(informers: &Informers, folders: &Folders, parts: &mut Parts) {
 async fn embedded_runtime(
     config: &NodeConfig<'_>,
     folders: &Folders,
+    network: Arc<dyn mussel_runtime::network::PodNetwork>,
     pods: Arc<PodNetwork>,
     parts: &mut Parts,
 ) -> anyhow::Result<Cri> {
@@ -166,7 +183,7 @@ async fn embedded_runtime(
         // The running binary, also after a newer one has taken its place on disk.
         shim_exe: PathBuf::from("/proc/self/exe"),
         cgroup_root: config.args.local.cgroup_root.clone(),
-        network: Arc::new(Adapter(Arc::clone(&pods))),
+        network,
         images: Arc::new(images.clone()),
     });
     let runtime = runtime.await.context("open the container runtime")?;

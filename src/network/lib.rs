@@ -9,6 +9,7 @@
 pub mod addresses;
 pub mod backend;
 pub mod cidr;
+pub mod cni;
 mod ethtool;
 pub mod host;
 pub mod iptables;

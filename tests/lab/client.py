@@ -18,7 +18,6 @@ import socket
 import ssl
 import struct
 import sys
-import threading
 import time
 
 EVERY = 0.01
@@ -32,11 +31,15 @@ PORTS = 33000, 61000
 WAITING_MAX = 2000
 
 
-def ended():
-    """An event that SIGTERM sets."""
-    event = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: event.set())
-    return event
+class Ended:
+    """Becomes true with SIGTERM. Not an Event: its lock may be held by what the signal interrupts."""
+
+    def __init__(self):
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True
 
 
 class Asking:
@@ -135,13 +138,13 @@ class Asking:
 
 def write(folder, port, prefix):
     """One write after the other; one that fails is tried again with the same name until it is there."""
-    stop = ended()
+    stop = Ended()
     context = ssl.create_default_context(cafile=folder + "/ca.crt")
     context.load_cert_chain(folder + "/admin.crt", folder + "/admin.key")
     acknowledged, failures, longest, last, connection = [], {}, 0, time.monotonic(), None
     print("up", flush=True)
     number = 0
-    while not stop.is_set():
+    while not stop.asked:
         name = f"{prefix}-{number}"
         try:
             if connection is None:
@@ -158,14 +161,14 @@ def write(folder, port, prefix):
             acknowledged.append(name)
             longest, last = max(longest, now - last), now
             number += 1
-            stop.wait(0.02)
+            time.sleep(0.02)
         except (OSError, ValueError, http.client.HTTPException) as error:
             if connection:
                 connection.close()
             connection = None
             reason = f"{type(error).__name__} {error}"
             failures[reason] = failures.get(reason, 0) + 1
-            stop.wait(0.05)
+            time.sleep(0.05)
     longest = max(longest, time.monotonic() - last)
     print(json.dumps({"acknowledged": acknowledged, "failures": failures, "longest": round(longest, 3)}), flush=True)
 
