@@ -54,7 +54,7 @@ class Machine:
         self.cgroup_root = "/mussel-lab-" + self.id
         self.role, self.ip = role, "192.168.77.2"
         self.server, self.outside, self.wire = None, None, None
-        self.others = []
+        self.others, self.off = [], None
         self._up(link)
         for archive in image_archives() if archives is None else archives:
             os.makedirs(self.data + "/agent/images", exist_ok=True)
@@ -92,23 +92,22 @@ class Machine:
 
     def power_cut(self):
         """Ends all that runs at once: mussel, shims, containers, and what the kernel held. The disk stays."""
-        etc = f"/proc/{self.pid}/root/etc/mussel"
-        shutil.copytree(etc, self.dir + "/etc-mussel", dirs_exist_ok=True)
+        shutil.copytree(f"/proc/{self.pid}/root/etc/mussel", self.dir + "/etc-mussel", dirs_exist_ok=True)
         self.init.kill()
-        for process in filter(None, [self.init, self.server]):
-            process.wait(15 * PATIENCE)
-        # The processes of its namespace are reaped by now; their sockets and mounts follow.
-        pid = self.pid
-        wait_for(f"{self.name} to be off", lambda: not os.path.exists(f"/proc/{pid}"), 15)
-        for stream in (self.init.stdin, self.init.stdout, self.init.stderr):
-            if stream:
-                stream.close()
-        self.server, self.pid = None, None
-        remove_cgroups(self.cgroup_root)
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.off, self.pid, self.server = (self.pid, self.init, self.server), None, None
 
     def boot(self):
         """The machine after a power cut, at the same place in its network. `start` starts mussel."""
+        pid, *processes = self.off
+        self.off = None
+        wait_for(f"{self.name} to be off", lambda: not os.path.exists(f"/proc/{pid}"), 15)
+        for process in filter(None, processes):
+            process.wait(15 * PATIENCE)
+            for stream in filter(None, (process.stdin, process.stdout, process.stderr)):
+                stream.close()
+        # What ends with the kernel, here too.
+        remove_cgroups(self.cgroup_root)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
         self._namespaces()
         self.wire.attach_again()
         self._file_systems(self.wire.link.router)
@@ -337,7 +336,8 @@ class Machine:
             pass
         if self.outside:
             self.outside.kill()
-        for process in [*self.others, *filter(None, [self.init, self.outside, self.server])]:
+        off = self.off[1:] if self.off else ()
+        for process in [*self.others, *filter(None, [self.init, self.outside, self.server, *off])]:
             try:
                 process.wait(15)
             except subprocess.TimeoutExpired:
