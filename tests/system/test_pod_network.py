@@ -350,7 +350,7 @@ class Death(Crossing):
         # What this test asks is among them.
         asked = self.requests() - asked
         print(f"       {asked:.0f} requests since the node is back")
-        self.assertLess(asked, 1000, "no storm of requests")
+        self.assertLess(asked, 500, "no storm of requests")
 
     def requests(self):
         """How many requests the API has answered."""
