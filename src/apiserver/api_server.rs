@@ -120,6 +120,7 @@ impl ApiServer {
                 context.health.done(ROLES_HOOK);
                 self.0.registry.start().await.map_err(|status| status.message)?;
                 context.health.done(OBJECTS_HOOK);
+                context.authorizer.complete();
                 Ok::<(), String>(())
             };
             match outcome.await {

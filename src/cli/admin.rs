@@ -32,11 +32,18 @@ const SOCKET: &str = "server.sock";
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 pub const STATUS: &str = "/v1-mussel/store/status";
+pub const REMOVE_MEMBER: &str = "/v1-mussel/store/remove";
 pub const SNAPSHOTS: &str = "/v1-mussel/snapshots";
 pub const DELETE: &str = "/v1-mussel/snapshots/delete";
 pub const PRUNE: &str = "/v1-mussel/snapshots/prune";
 pub const ENCRYPT_STATUS: &str = "/v1-mussel/encrypt/status";
 pub const ENCRYPT_CONFIG: &str = "/v1-mussel/encrypt/config";
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RemoveRequest {
+    /// Its name, or its id where several have the name.
+    pub member: String,
+}
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SaveRequest {
@@ -162,6 +169,7 @@ impl Admin {
     pub async fn serve(self, listener: UnixListener, stop: CancellationToken) -> io::Result<()> {
         let router = Router::new()
             .route(STATUS, get(status))
+            .route(REMOVE_MEMBER, post(remove_member))
             .route(SNAPSHOTS, get(list).post(save))
             .route(DELETE, post(delete))
             .route(PRUNE, post(prune))
@@ -215,6 +223,29 @@ impl IntoResponse for Refusal {
 
 async fn status(State(admin): State<Admin>) -> Json<StoreStatus> {
     Json(StoreStatus::of(admin.store.status().await))
+}
+
+/// Takes a server out of the group, whether or not it lives. A server with a node is removed with its Node.
+async fn remove_member(
+    State(admin): State<Admin>,
+    Json(request): Json<RemoveRequest>,
+) -> Result<Json<Member>, (StatusCode, String)> {
+    let members = StoreStatus::of(admin.store.status().await).members;
+    let mut found = members.into_iter().filter(|member| [&member.id, &member.name].contains(&&request.member));
+    let Some(member) = found.next() else {
+        return Err((StatusCode::NOT_FOUND, format!("no member is called {:?}", request.member)));
+    };
+    if found.next().is_some() {
+        return Err((StatusCode::CONFLICT, format!("several members are called {:?}; give the id", request.member)));
+    }
+    let id = u64::from_str_radix(&member.id, 16).map_err(|_| (StatusCode::BAD_REQUEST, "not an id".to_owned()))?;
+    match admin.store.remove_member(id).await {
+        Ok(()) => {
+            tracing::info!(server = member.name, member = member.id, "the server is removed from the group, as asked");
+            Ok(Json(member))
+        }
+        Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, chain(&error))),
+    }
 }
 
 async fn list(State(admin): State<Admin>) -> Result<Json<Vec<Snapshot>>, Refusal> {

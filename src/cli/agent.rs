@@ -2,15 +2,14 @@
 //! to date when one can be reached.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use mussel_apiserver::ServingCert;
-use mussel_client::informer::kept::keep;
 use mussel_client::{ClientIdentity, ClusterTls, Informers, over_cluster_tls};
 use mussel_cluster::balancer::{self, Balancer};
 use mussel_cluster::join::{AgentJoin, Identity, JoinError, Reasons};
@@ -113,7 +112,6 @@ async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::
         let (balancer, slices) = (join.balancer.clone(), informers.of::<EndpointSlice>());
         parts.start_infallible("server list", |stop| balancer.follow(slices, stop));
     }
-    keep_services(&informers, &join.dir, parts);
     let kubelet = match args.node.bind_address {
         ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         ip => ip,
@@ -161,16 +159,6 @@ async fn identity(join: &AgentJoin) -> anyhow::Result<(Identity, bool)> {
             Ok((kept, false))
         }
     }
-}
-
-/// For a start while no server answers: Services and their names go on as they were.
-fn keep_services(informers: &Informers, dir: &Path, parts: &mut Parts) {
-    let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
-    let kept = dir.join("network");
-    let file = kept.join("services.json");
-    parts.start_infallible("services on disk", |stop| keep(services, file, stop));
-    let file = kept.join("endpointslices.json");
-    parts.start_infallible("endpoints on disk", |stop| keep(slices, file, stop));
 }
 
 /// Tries until the cluster takes this machine.

@@ -340,6 +340,11 @@ pub enum StoreCommand {
         #[arg(short, long, default_value = "table", value_name = "FORMAT")]
         output: Output,
     },
+    /// Take a server that runs no node out of the group, dead or alive (one with a node: kubectl delete node)
+    Remove {
+        /// Its name, or its id as `status` shows it
+        member: String,
+    },
 }
 
 /// Backups of the cluster's state, and what to do when it is lost.

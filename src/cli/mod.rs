@@ -11,6 +11,7 @@ mod killall;
 mod log;
 mod node;
 mod node_address;
+mod node_config;
 mod notify;
 mod parts;
 mod pod_network;

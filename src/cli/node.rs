@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use mussel_apiserver::ServingCert;
 use mussel_client::event::EventType;
+use mussel_client::informer::kept::keep;
 use mussel_client::{Informers, Recorder};
 use mussel_cluster::files;
 use mussel_cluster::settings::ClusterSettings;
@@ -16,6 +18,7 @@ use mussel_dns::Dns;
 use mussel_kubelet::{Cri, Kubelet};
 use mussel_network::backend::Backend;
 use mussel_network::cidr::Cidr;
+use mussel_network::cni::{self, Cni};
 use mussel_network::host;
 use mussel_network::peers::{self, Peers};
 use mussel_network::pods::PodNetwork;
@@ -30,14 +33,21 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{DEFAULT_DATA_DIR, NodeArgs};
+use super::node_config;
 use super::parts::{Parts, chain};
-use super::pod_network::Adapter;
+use super::pod_network::{Adapter, CniAdapter};
 
 pub const BRIDGE: &str = "cni0";
+/// Where charts of pod networks put what they bring.
+const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+const CNI_BIN_DIR: &str = "/opt/cni/bin";
 pub const KUBELET_PORT: u16 = 10250;
 const PODS_MAX: u32 = 110;
 /// Archives in the images folder are imported before the first pod starts, but do not hold up the node for longer than this.
 const IMPORT_HEAD_START: Duration = Duration::from_secs(30);
+/// In the agent's folder: the node's range as it was last.
+const KEPT_POD_CIDR: &str = "network/pod-cidr";
+const KEPT_SERVICES: &str = "network/services.json";
 const PODNET_RETRY: Duration = Duration::from_secs(2);
 
 pub struct NodeConfig<'a> {
@@ -63,6 +73,7 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
     let folders = Folders { agent: local.data_dir.join("agent"), run: local.run_dir.clone() };
     files::create_dir(&folders.agent, 0o755)?;
     files::create_dir(&folders.run, 0o755)?;
+    keep_services(&config.informers, &folders, parts);
     prepare_host(&[&folders.agent, &folders.run]).context("prepare mount propagation")?;
     host::tune_kernel();
 
@@ -93,9 +104,10 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
         let dns = dns.await?;
         parts.start("cluster dns", |stop| dns.run(stop));
     }
-    {
+    // Without a backend, pods' networks are somebody else's, who may well call a bridge cni0, too.
+    if backend != Backend::None {
         let (pods, informers) = (Arc::clone(&pods), config.informers.clone());
-        let (name, kept) = (config.node_name.clone(), folders.agent.join("network/pod-cidr"));
+        let (name, kept) = (config.node_name.clone(), folders.agent.join(KEPT_POD_CIDR));
         parts.start_infallible("pod network", |stop| follow_pod_cidr(pods, informers, name, kept, stop));
     }
     let peers = Peers::new(
@@ -125,15 +137,40 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
 
     let cri = match &config.args.container_runtime_endpoint {
         Some(endpoint) => Cri::connect(endpoint.trim_start_matches("unix://")),
-        None => embedded_runtime(&config, &folders, pods, parts).await?,
+        None => {
+            let network: Arc<dyn mussel_runtime::network::PodNetwork> = match backend {
+                Backend::None => Arc::new(CniAdapter(Cni::new(cni::Config {
+                    conf_dir: PathBuf::from(CNI_CONF_DIR),
+                    bin_dirs: vec![PathBuf::from(CNI_BIN_DIR)],
+                    kept_dir: folders.run.join("cni"),
+                }))),
+                Backend::Vxlan | Backend::HostGw => Arc::new(Adapter(Arc::clone(&pods))),
+            };
+            embedded_runtime(&config, &folders, network, pods, parts).await?
+        }
     };
     start_kubelet(config, &folders, cri, resolv_conf, parts).await
+}
+
+/// Whether this machine has been a node of a cluster: then it has what it needs to go on as one while no server answers.
+pub fn was_here(data_dir: &Path) -> bool {
+    [KEPT_POD_CIDR, KEPT_SERVICES].iter().any(|kept| data_dir.join("agent").join(kept).exists())
+}
+
+/// For a start while no server answers: Services and their names go on as they were.
+fn keep_services(informers: &Informers, folders: &Folders, parts: &mut Parts) {
+    let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
+    let file = folders.agent.join(KEPT_SERVICES);
+    parts.start_infallible("services on disk", |stop| keep(services, file, stop));
+    let file = folders.agent.join("network/endpointslices.json");
+    parts.start_infallible("endpoints on disk", |stop| keep(slices, file, stop));
 }
 
 /// The container runtime of this process, reached without a socket; foreign tools reach it by `<run-dir>/mussel.sock`.
 async fn embedded_runtime(
     config: &NodeConfig<'_>,
     folders: &Folders,
+    network: Arc<dyn mussel_runtime::network::PodNetwork>,
     pods: Arc<PodNetwork>,
     parts: &mut Parts,
 ) -> anyhow::Result<Cri> {
@@ -146,7 +183,7 @@ async fn embedded_runtime(
         // The running binary, also after a newer one has taken its place on disk.
         shim_exe: PathBuf::from("/proc/self/exe"),
         cgroup_root: config.args.local.cgroup_root.clone(),
-        network: Arc::new(Adapter(Arc::clone(&pods))),
+        network,
         images: Arc::new(images.clone()),
     });
     let runtime = runtime.await.context("open the container runtime")?;
@@ -274,12 +311,14 @@ async fn start_kubelet(
         effect: taint.effect.clone(),
         time_added: None,
     });
+    let annotations = node_config::annotations(&config.node_name, config.node_ip, args.node_external_ip);
     let kubelet = Kubelet::new(mussel_kubelet::Config {
         provider_id: Some(format!("mussel://{}", config.node_name)),
         node_name: config.node_name,
         node_ips: vec![config.node_ip],
         external_ips: args.node_external_ip.into_iter().collect(),
         labels: args.node_label.iter().cloned().collect(),
+        annotations,
         taints: taints.collect(),
         root_dir: folders.agent.join("kubelet"),
         pod_logs_dir,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mussel_network::cni::{self, Cni};
 use mussel_network::pods::{AddRequest, HostPort, PodNetwork, Protocol};
 use mussel_runtime::network::{self as wanted, PodNetworkError, PodNetworkRequest, PortMapping};
 
@@ -24,6 +25,37 @@ impl wanted::PodNetwork for Adapter {
 
     async fn del(&self, request: &PodNetworkRequest) -> Result<(), PodNetworkError> {
         self.0.del(&request.sandbox_id).await.map_err(|error| PodNetworkError(chain(&error)))
+    }
+
+    async fn status(&self) -> Result<(), String> {
+        self.0.status().map_err(|error| chain(&error))
+    }
+}
+
+/// The same, by plugins that somebody else brings.
+pub struct CniAdapter(pub Cni);
+
+impl CniAdapter {
+    fn request(request: &PodNetworkRequest) -> cni::Request {
+        cni::Request {
+            sandbox_id: request.sandbox_id.clone(),
+            netns: request.netns.clone(),
+            pod_namespace: request.pod_namespace.clone(),
+            pod_name: request.pod_name.clone(),
+            pod_uid: request.pod_uid.clone(),
+            host_ports: request.port_mappings.iter().filter_map(host_port).collect(),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl wanted::PodNetwork for CniAdapter {
+    async fn add(&self, request: &PodNetworkRequest) -> Result<Vec<IpAddr>, PodNetworkError> {
+        self.0.add(&Self::request(request)).await.map_err(|error| PodNetworkError(chain(&error)))
+    }
+
+    async fn del(&self, request: &PodNetworkRequest) -> Result<(), PodNetworkError> {
+        self.0.del(&Self::request(request)).await.map_err(|error| PodNetworkError(chain(&error)))
     }
 
     async fn status(&self) -> Result<(), String> {

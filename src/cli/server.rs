@@ -22,6 +22,7 @@ use mussel_cluster::settings::ClusterSettings;
 use mussel_cluster::supervisor::Supervisor;
 use mussel_cluster::tunnel::Tunnels;
 use mussel_cluster::{bootstrap_tokens, ca_rotation, kubeconfig, token, token_rotation};
+use mussel_network::addresses::AddressWatch;
 use mussel_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -36,8 +37,12 @@ use super::parts::Parts;
 use super::snapshots::Snapshots;
 use super::{admin, node_address, notify, preflight, process, reset, snapshots};
 
+/// A group that has a majority has a leader within this.
+const HEAD_START: Duration = Duration::from_secs(5);
 /// Certificates are looked at this often; they are made anew when 120 of their 365 days are left.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
+/// Interfaces that change their address are left alone for this long.
+const ADDRESS_SETTLING: Duration = Duration::from_secs(2);
 /// Pods of one node get a network of this size: 254 addresses.
 const NODE_CIDR_MASK: u8 = 24;
 /// Names for `--disable` of parts that k3s brings as manifests and mussel has built in or not at all.
@@ -291,7 +296,6 @@ async fn start(
         ApiServer::start(config, store.clone(), CancellationToken::new()).await.context("start the API server")?;
     // A second call there is not.
     let _ = encryption.set(api.encryption().clone());
-    front.attach_api(api.clone());
     {
         let api = api.clone();
         parts.start_infallible("api server", |stop| async move {
@@ -314,7 +318,18 @@ async fn start(
         stop.cancelled().await;
         informers_stop.cancel();
     });
+    let own_node = OwnNode { settings, api: &api, informers: &informers, certificates: &certificates, client_ca_pem };
+    // A majority that is there answers within this; the pods of this machine do not wait longer for one.
+    let on_its_own = !args.disable_agent
+        && node::was_here(&args.node.local.data_dir)
+        && time::timeout(HEAD_START, api.ready()).await.is_err();
+    if on_its_own {
+        tracing::warn!("the group has no leader yet; the node starts with what is known from before");
+        own_node.start(parts).await?;
+    }
     api.ready().await;
+    // Not before this server knows as much as the group does: it would show what was so at its last checkpoint.
+    front.attach_api(api.clone());
     notify::ready();
     tracing::info!(port = args.https_listen_port, kubeconfig = %args.write_kubeconfig.display(), "API is up");
 
@@ -409,28 +424,45 @@ async fn start(
         let (of_node, name) = (informers.clone(), settings.node_name.clone());
         let client = api.client("system:mussel:node-role", &["system:masters"]);
         parts.start_infallible("node role", |stop| mussel_cluster::roles::run(client, of_node, name, stop));
-        let node = NodeConfig {
-            node_name: settings.node_name.clone(),
-            node_ip: settings.node_ip,
-            cluster: &settings.cluster,
-            args: &args.node,
-            client: api
-                .client(&format!("system:node:{}", settings.node_name), &["system:nodes", "system:authenticated"]),
-            informers,
-            kubelet_certificate: certificates.kubelet,
-            client_ca_pem,
-        };
-        node::start(node, parts).await?;
+        if !on_its_own {
+            own_node.start(parts).await?;
+        }
     }
     reset::done(&server_dir)?;
     Ok(())
 }
 
+/// What this machine's node is started with.
+struct OwnNode<'a> {
+    settings: &'a Settings,
+    api: &'a ApiServer,
+    informers: &'a Informers,
+    certificates: &'a Certificates,
+    client_ca_pem: Vec<u8>,
+}
+
+impl OwnNode<'_> {
+    async fn start(&self, parts: &mut Parts) -> anyhow::Result<()> {
+        let node_name = &self.settings.node_name;
+        let client = self.api.client(&format!("system:node:{node_name}"), &["system:nodes", "system:authenticated"]);
+        let node = NodeConfig {
+            node_name: node_name.clone(),
+            node_ip: self.settings.node_ip,
+            cluster: &self.settings.cluster,
+            args: &self.settings.args.node,
+            client,
+            informers: self.informers.clone(),
+            kubelet_certificate: Arc::clone(&self.certificates.kubelet),
+            client_ca_pem: self.client_ca_pem.clone(),
+        };
+        node::start(node, parts).await
+    }
+}
+
 /// This server was removed while it ran.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "this server was removed from the cluster (its node was deleted); to join again, remove <data-dir>/server/db and start \
-    it with --server"
+    "this server was removed from the cluster; to join again, remove <data-dir>/server/db and start it with --server"
 )]
 struct RemovedFromGroup;
 
@@ -485,12 +517,33 @@ fn write_kubeconfig(pki: &Pki, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Renews certificates before they expire, for as long as the server runs.
-async fn renew(pki: Arc<Pki>, certificates: Certificates, settings: Settings, stop: CancellationToken) {
+/// Renews certificates before they expire, and when this machine gets another address, for as long as the server runs.
+async fn renew(pki: Arc<Pki>, certificates: Certificates, mut settings: Settings, stop: CancellationToken) {
+    let addresses = AddressWatch::open();
+    if let Err(error) = &addresses {
+        tracing::warn!(%error, "certificates follow a new address at the next start only");
+    }
     loop {
+        let another_address = async {
+            match &addresses {
+                Ok(addresses) => addresses.changed().await,
+                Err(_) => std::future::pending().await,
+            }
+            // A change comes in steps: an address goes, another comes, then the route.
+            time::sleep(ADDRESS_SETTLING).await;
+        };
         tokio::select! {
             () = stop.cancelled() => return,
             () = time::sleep(CERTIFICATE_CHECK) => {}
+            () = another_address => {}
+        }
+        let node = &settings.args.node;
+        // The advertised address stays in the certificate, whether or not it is the one that went.
+        if let Ok(ip) = node_address::node_ip(node.node_ip, node.flannel_iface.as_deref())
+            && ip != settings.node_ip
+        {
+            tracing::info!(from = %settings.node_ip, to = %ip, "this machine has another address; restart mussel to use it");
+            settings.node_ip = ip;
         }
         let renewed = certificates.renew(&pki, &settings).and_then(|()| write_kubeconfig(&pki, &settings));
         if let Err(error) = renewed {

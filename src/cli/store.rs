@@ -1,12 +1,23 @@
-//! `mussel store status`: asks the server that runs on this machine.
+//! `mussel store`: asks the server that runs on this machine.
 
 use anyhow::Context;
 
-use super::admin::{self, StoreStatus};
+use super::admin::{self, Member, RemoveRequest, StoreStatus};
 use super::args::{Output, StoreArgs, StoreCommand};
 
 pub fn main(args: &StoreArgs) -> anyhow::Result<()> {
-    let StoreCommand::Status { output } = &args.command;
+    match &args.command {
+        StoreCommand::Status { output } => status(args, output),
+        StoreCommand::Remove { member } => {
+            let request = RemoveRequest { member: member.clone() };
+            let removed: Member = admin::ask(&args.local.run_dir, admin::REMOVE_MEMBER, Some(&request))?;
+            println!("{} ({}) is no member any more", removed.id, removed.name);
+            Ok(())
+        }
+    }
+}
+
+fn status(args: &StoreArgs, output: &Output) -> anyhow::Result<()> {
     let status: StoreStatus = admin::ask(&args.local.run_dir, admin::STATUS, admin::NO_BODY)?;
     match output {
         Output::Table => {

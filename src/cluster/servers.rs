@@ -156,7 +156,7 @@ impl Servers {
         records: &Records,
         own: u64,
     ) -> serde_json::Map<String, Value> {
-        let mut changes = serde_json::Map::new();
+        let mut changes = records.of_none(members);
         // The leader last: with itself it loses the right to remove others.
         let mut ordered: Vec<_> = members.iter().collect();
         ordered.sort_by_key(|member| member.id == own);
@@ -239,6 +239,16 @@ impl Records {
     }
 }
 
+impl Records {
+    /// Takes away what was said by members that are none any more.
+    fn of_none(&self, members: &[MemberStatus]) -> serde_json::Map<String, Value> {
+        let is_none = |name: &&String| members.iter().all(|member| member.name != **name);
+        let said = self.by_name.keys().filter(is_none).cloned();
+        let seen = self.seen.iter().filter(is_none).map(|name| format!("{name}{SEEN}"));
+        said.chain(seen).map(|key| (key, Value::Null)).collect()
+    }
+}
+
 /// Where the API is served: by members that live and have said that they do.
 fn endpoints(members: &[MemberStatus], records: &Records, lives: impl Fn(&MemberStatus) -> bool) -> Vec<SocketAddr> {
     let serving = members.iter().filter(|member| lives(member)).filter_map(|member| {
@@ -315,6 +325,15 @@ mod tests {
         assert_eq!(show(&|_| true), ["10.0.0.1:6443", "10.0.0.3:6443"], "d has not said what it does");
         assert_eq!(show(&|member| member.id != 1), ["10.0.0.3:6443"]);
         assert!(records.seen.contains("a") && !records.by_name.contains_key("a_node"));
+    }
+
+    #[test]
+    fn what_a_removed_member_said_goes() {
+        let records = records(&[("a", true, true), ("b", true, true)]);
+        let names =
+            |members: &[MemberStatus]| records.of_none(members).into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(names(&[member(1, "a"), member(2, "b")]), Vec::<String>::new());
+        assert_eq!(names(&[member(2, "b")]), ["a", "a_node"]);
     }
 
     #[test]

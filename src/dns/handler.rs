@@ -1,11 +1,14 @@
 //! Turns questions on the wire into answers.
 
+use std::time::Duration;
+
 use hickory_proto::op::{Edns, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
 use tokio::sync::Semaphore;
+use tokio::time::{self, Instant};
 
 use crate::upstream::{Refusal, Upstream};
 use crate::zone::{Answer, Zone};
@@ -14,6 +17,10 @@ use crate::zone::{Answer, Zone};
 const UDP_PAYLOAD: u16 = 1232;
 /// Questions to other name servers under way at once; more are refused, so that a dead upstream cannot fill memory.
 const FORWARDS_MAX: usize = 512;
+/// Questions that wait for the start to be over; more are refused.
+const EARLY_MAX: usize = 1024;
+/// What was known before is there after five seconds, when no server answers.
+const START_TIME: Duration = Duration::from_secs(6);
 /// Aliases that lead from cluster name to cluster name.
 const ALIASES_MAX: usize = 8;
 
@@ -21,6 +28,8 @@ pub struct Handler {
     zone: Zone,
     upstream: Upstream,
     forwards: Semaphore,
+    start: Instant,
+    early: Semaphore,
 }
 
 #[derive(Default)]
@@ -41,7 +50,15 @@ impl Reply {
 
 impl Handler {
     pub fn new(zone: Zone, upstream: Upstream) -> Self {
-        Self { zone, upstream, forwards: Semaphore::new(FORWARDS_MAX) }
+        let (forwards, early) = (Semaphore::new(FORWARDS_MAX), Semaphore::new(EARLY_MAX));
+        Self { zone, upstream, forwards, start: Instant::now(), early }
+    }
+
+    /// Waits for what answers are made of, which is there a moment after the start: a resolver takes a failure for the
+    /// answer, where it asks again when it hears nothing.
+    async fn begun(&self) -> bool {
+        let Ok(_permit) = self.early.try_acquire() else { return false };
+        time::timeout_at(self.start + START_TIME, self.zone.synced()).await.is_ok()
     }
 
     async fn reply(&self, request: &Request) -> Reply {
@@ -64,6 +81,7 @@ impl Handler {
         let mut reply = Reply { authoritative: true, ..Reply::default() };
         for _ in 0..ALIASES_MAX {
             match self.zone.lookup(&name, record_type) {
+                Answer::NotYet if self.begun().await => {}
                 Answer::NotYet => return Reply::code(ResponseCode::ServFail),
                 Answer::NoSuchName => {
                     reply.soa = Some(self.zone.soa());

@@ -92,6 +92,12 @@ impl Zone {
         }
     }
 
+    /// Waits until [`Zone::lookup`] has something to look at.
+    pub async fn synced(&self) {
+        self.services.synced().await;
+        self.slices.synced().await;
+    }
+
     /// The zone's start of authority, which goes with every negative answer.
     pub fn soa(&self) -> Record {
         let soa = SOA::new(self.below(&["ns", "dns"]), self.below(&["hostmaster"]), 1, 7200, 1800, 86400, TTL);

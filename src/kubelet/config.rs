@@ -20,6 +20,8 @@ pub struct Config {
     pub external_ips: Vec<IpAddr>,
     /// Set on the Node at registration, and kept.
     pub labels: BTreeMap<String, String>,
+    /// As `labels`.
+    pub annotations: BTreeMap<String, String>,
     /// Set on the Node at its first registration only.
     pub taints: Vec<Taint>,
     pub provider_id: Option<String>,

@@ -48,7 +48,8 @@ pub fn tune_kernel() {
 ///
 /// The route is for programs on the node itself: the kernel looks for one before iptables may translate the address, and a
 /// machine at the edge need not have a default route. The guard refuses what no Service took, so that no packet to a Service
-/// address ever leaves the node.
+/// address ever leaves the node. It also keeps the kernel from refusing questions for the DNS while mussel is restarted: a
+/// resolver takes a refusal for the answer, where it asks again when it hears nothing.
 pub async fn prepare(iptables: &Iptables, service_cidr: Cidr, dns: &[IpAddr]) -> Result<(), HostNetworkError> {
     let netlink = Netlink::open()?;
     let index = netlink.ensure_bridge(DNS_INTERFACE).await?;
@@ -57,14 +58,21 @@ pub async fn prepare(iptables: &Iptables, service_cidr: Cidr, dns: &[IpAddr]) ->
     }
     netlink.up(index).await?;
     netlink.ensure_link_route(index, service_cidr).await?;
-    let guard = format!(
-        "*filter\n:{GUARD} - [0:0]\n-A {GUARD} -d {service_cidr} -m addrtype ! --dst-type LOCAL -j REJECT\nCOMMIT\n"
-    );
-    iptables.restore(&guard).await?;
+    iptables.restore(&guard(service_cidr, dns)).await?;
     for chain in ["FORWARD", "OUTPUT"] {
         iptables.ensure_rule("filter", chain, &["-j", GUARD], false).await?;
     }
     Ok(())
+}
+
+fn guard(service_cidr: Cidr, dns: &[IpAddr]) -> String {
+    let mut rules =
+        format!("*filter\n:{GUARD} - [0:0]\n-A {GUARD} -d {service_cidr} -m addrtype ! --dst-type LOCAL -j REJECT\n");
+    for address in dns.iter().filter(|address| address.is_ipv4()) {
+        rules.push_str(&format!("-A {GUARD} -s {address} -p icmp -m icmp --icmp-type port-unreachable -j DROP\n"));
+    }
+    rules.push_str("COMMIT\n");
+    rules
 }
 
 /// What could not be done or undone.

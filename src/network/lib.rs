@@ -6,8 +6,10 @@
 //! [`pods`] gives sandboxes their interface, [`peers`] routes to other nodes' pods, [`host`] prepares the machine, [`proxy`]
 //! programs Services.
 
+pub mod addresses;
 pub mod backend;
 pub mod cidr;
+pub mod cni;
 mod ethtool;
 pub mod host;
 pub mod iptables;

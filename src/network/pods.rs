@@ -18,7 +18,7 @@ use crate::iptables::{Iptables, IptablesError};
 use crate::netlink::{Netlink, NetlinkError};
 pub use attachment::{Attachment, HostPort, Protocol};
 use attachment::{AttachmentError, Attachments};
-pub use sandbox::SandboxError;
+pub use sandbox::{SandboxError, loopback_up};
 
 /// The node's end of a pod's interface; the rest of the name is made of the sandbox's id.
 pub const VETH_PREFIX: &str = "mpod";

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{Peer, Timing, WireVersions};
+use crate::{Peer, Timing, WireVersions, next_version};
 
 /// What [`crate::Store::open`] needs to know. `Config::new(dir)` is right for a server on a small machine.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ impl Config {
             cache_bytes: 8 << 20,
             peer: None,
             timing: Timing::default(),
-            wire_versions: WireVersions::NOW,
+            wire_versions: next_version::wire_versions(),
         }
     }
 }

@@ -25,8 +25,11 @@ pub enum OpenError {
         detail
     )]
     Lost { dir: PathBuf, detail: String },
-    #[error("store file {} has format {found}, this version reads format {supported}", file.display())]
-    Format { file: PathBuf, found: u32, supported: u32 },
+    #[error(
+        "store file {} has format {found}, this version reads formats {oldest} to {newest}; start the version that wrote it, or a newer one",
+        file.display()
+    )]
+    Format { file: PathBuf, found: u32, oldest: u32, newest: u32 },
     #[error("this binary cannot make writes durable: sync_file_range is not overridden")]
     FlushNotDurable,
     #[error("open database {}", file.display())]

@@ -26,6 +26,7 @@ mod group;
 mod history;
 mod metrics;
 mod mvcc;
+mod next_version;
 mod peers;
 mod raft;
 #[cfg(test)]

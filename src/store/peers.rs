@@ -71,7 +71,8 @@ impl fmt::Debug for Peer {
 /// The group's clockwork. All members should have the same; the default fails over in about 1 s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How often a leader with nothing to say says that it is there.
+    /// How often a leader with nothing to say says that it is there. An answer that takes longer does not count, so that this
+    /// is also the longest round trip between members that a group bears.
     pub heartbeat_interval: Duration,
     /// A follower that heard nothing for `election_timeout_max` plus a random time between these two wants to lead.
     pub election_timeout_min: Duration,
@@ -85,7 +86,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat_interval: Duration::from_millis(150),
+            heartbeat_interval: Duration::from_millis(230),
             election_timeout_min: Duration::from_millis(300),
             election_timeout_max: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(2),

@@ -63,8 +63,29 @@ class Cluster:
             self.wait_node(machine)
         return self
 
+    def leader(self):
+        """The server that leads: the one whose controllers run."""
+        def found():
+            leading = [s for s in self.servers if s.running() and self._leads(s)]
+            return leading[0] if len(leading) == 1 else None
+        return wait_for("one leader", found, 20)
+
+    @staticmethod
+    def _leads(server):
+        last = None
+        for line in server.log().splitlines():
+            if "controllers start" in line:
+                last = True
+            if "controllers stop" in line or "mussel server version" in line:
+                last = False
+        return last
+
     def node(self, machine):
-        return self.first.json("get", "node", machine.name)
+        return self.living().json("get", "node", machine.name)
+
+    def living(self):
+        """A server whose mussel runs."""
+        return next((s for s in self.servers if s.running()), self.first)
 
     def ready(self, machine):
         """The status of the node's condition Ready."""

@@ -54,7 +54,7 @@ class Machine:
         self.cgroup_root = "/mussel-lab-" + self.id
         self.role, self.ip = role, "192.168.77.2"
         self.server, self.outside, self.wire = None, None, None
-        self.others = []
+        self.others, self.off = [], None
         self._up(link)
         for archive in image_archives() if archives is None else archives:
             os.makedirs(self.data + "/agent/images", exist_ok=True)
@@ -63,15 +63,21 @@ class Machine:
     # The machine itself.
 
     def _up(self, link):
-        self.init = namespace("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc",
-                              "--kill-child=SIGKILL")
-        self.pid = self._child(self.init.pid)
+        self._namespaces()
         if link:
             self.wire, router = link.attach(self), link.router
         else:
             router = self._outside()
+        self._file_systems(router)
+
+    def _namespaces(self):
+        self.init = namespace("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc",
+                              "--kill-child=SIGKILL")
+        self.pid = self._child(self.init.pid)
+
+    def _file_systems(self, router):
         # A folder /etc of its own, so that what machines write there is not shared.
-        os.makedirs(self.dir + "/etc")
+        os.makedirs(self.dir + "/etc", exist_ok=True)
         self.sh(f"""
             hostname {self.name}
             ip link set lo up
@@ -83,6 +89,30 @@ class Machine:
             mount -t tmpfs -o mode=755 tmpfs /run
             printf 'nameserver {router}\\n' > /run/resolv.conf
             mount --bind /run/resolv.conf "$(readlink -f /etc/resolv.conf)" """)
+
+    def power_cut(self):
+        """Ends all that runs at once: mussel, shims, containers, and what the kernel held. The disk stays."""
+        shutil.copytree(f"/proc/{self.pid}/root/etc/mussel", self.dir + "/etc-mussel", dirs_exist_ok=True)
+        self.init.kill()
+        self.off, self.pid, self.server = (self.pid, self.init, self.server), None, None
+
+    def boot(self):
+        """The machine after a power cut, at the same place in its network. `start` starts mussel."""
+        pid, *processes = self.off
+        self.off = None
+        wait_for(f"{self.name} to be off", lambda: not os.path.exists(f"/proc/{pid}"), 15)
+        for process in filter(None, processes):
+            process.wait(15 * PATIENCE)
+            for stream in filter(None, (process.stdin, process.stdout, process.stderr)):
+                stream.close()
+        # What ends with the kernel, here too.
+        remove_cgroups(self.cgroup_root)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self._namespaces()
+        self.wire.attach_again()
+        self._file_systems(self.wire.link.router)
+        self.sh(f"mkdir -p /etc/mussel && cp -a {self.dir}/etc-mussel/. /etc/mussel/")
+        return self
 
     def _outside(self):
         """A second namespace at the other end of the machine's wire, where a registry or a client may live."""
@@ -300,12 +330,14 @@ class Machine:
             self.wire.down()
         self.init.kill()
         try:
-            os.kill(self.pid, signal.SIGKILL)
+            if self.pid:
+                os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         if self.outside:
             self.outside.kill()
-        for process in [*self.others, *filter(None, [self.init, self.outside, self.server])]:
+        off = self.off[1:] if self.off else ()
+        for process in [*self.others, *filter(None, [self.init, self.outside, self.server, *off])]:
             try:
                 process.wait(15)
             except subprocess.TimeoutExpired:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from lab.base import TESTS, Failed, run
+from lab.base import TESTS, Failed, run, wait_for
 from lab.machine import namespace
 
 
@@ -88,13 +88,7 @@ class Link:
         """Gives the machine an interface `eth0` on this link, with an address and a default route."""
         machine.ip = self.next_address()
         wire = Wire(self, machine)
-        in_net(self.pid, f"""
-            ip link add {wire.outer} type veth peer name eth0 netns {machine.pid}
-            ip link set {wire.outer} master {self.bridge} up""")
-        in_net(machine.pid, f"""
-            ip addr add {machine.ip}/24 dev eth0
-            ip link set eth0 up
-            ip route add default via {self.router}""")
+        wire.attach()
         return wire
 
 
@@ -105,6 +99,21 @@ class Wire:
         self.link, self.machine = link, machine
         self.outer = f"w{link.bridge[2:]}n{machine.ip.rsplit('.', 1)[1]}"
         self.relay = None
+
+    def attach(self):
+        in_net(self.link.pid, f"""
+            ip link add {self.outer} type veth peer name eth0 netns {self.machine.pid}
+            ip link set {self.outer} master {self.link.bridge} up""")
+        in_net(self.machine.pid, f"""
+            ip addr add {self.machine.ip}/24 dev eth0
+            ip link set eth0 up
+            ip route add default via {self.link.router}""")
+
+    def attach_again(self):
+        """After the machine was off. A wire of a namespace that is gone goes with it, but a moment later."""
+        wait_for(f"{self.outer} to go", lambda: in_net(
+            self.link.pid, f"test ! -e /proc/sys/net/ipv4/conf/{self.outer} && echo gone || true"), 15)
+        self.attach()
 
     def cut(self):
         """Nothing passes any more, and the machine's interface does not notice."""

@@ -24,23 +24,6 @@ class Servers(lab.ClusterCase):
         wanted = sorted(m.ip for m in machines)
         wait_for(f"endpoints {wanted}", lambda: self.endpoints() == wanted, deadline)
 
-    def leader(self):
-        """The server whose controllers run."""
-        def found():
-            leading = [s for s in self.c.servers if s.running() and self.leads(s)]
-            return leading[0] if len(leading) == 1 else None
-        return wait_for("one leader", found, 20)
-
-    @staticmethod
-    def leads(server):
-        last = None
-        for line in server.log().splitlines():
-            if "controllers start" in line:
-                last = True
-            if "controllers stop" in line or "mussel server version" in line:
-                last = False
-        return last
-
     def agent_api(self, *args, **options):
         agent = self.c.agents[0]
         return agent.kubectl("--kubeconfig", agent.data + "/agent/kubelet.kubeconfig", *args, **options)
@@ -77,7 +60,7 @@ class Servers(lab.ClusterCase):
                 self.wait_endpoints(self.c.servers)
 
     def test_3_leadership_is_handed_over(self):
-        leader = wait_for("a leader", lambda: next((s for s in self.c.servers if self.leads(s)), None))
+        leader = self.c.leader()
         code = leader.stop()
         self.assertEqual(code, 0)
         self.assertIn("leadership is handed over", leader.log_tail(40))

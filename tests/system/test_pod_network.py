@@ -337,6 +337,7 @@ class Death(Crossing):
         wait_for("the pod to be replaced on the other node", replaced, 60)
         self.assertEqual(agent1.container_pids("sleep 1000000"), kept, "pods of the cut-off node run on")
 
+        asked = self.requests()
         agent1.wire.mend()
         self.c.wait_node(agent1, "True", 60)
         wait_for("the taints to go", lambda: not self.c.node(agent1)["spec"].get("taints"), 30)
@@ -346,3 +347,12 @@ class Death(Crossing):
         wait_for("the evicted pod to end", ended, 60)
         self.assertEqual(agent1.container_pids("sleep 1000000"), kept, "what was not evicted lives on")
         self.m.wait("pod/stays", "condition=Ready", 30)
+        # What this test asks is among them.
+        asked = self.requests() - asked
+        print(f"       {asked:.0f} requests since the node is back")
+        self.assertLess(asked, 500, "no storm of requests")
+
+    def requests(self):
+        """How many requests the API has answered."""
+        lines = self.m.curl("/metrics")[1].splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("apiserver_request_total{"))

@@ -7,6 +7,7 @@ mod follow;
 mod node;
 mod rbac;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use mussel_store::ReadError;
@@ -112,17 +113,26 @@ pub struct Decision {
     pub reason: String,
 }
 
+/// A group with a leader tells a server that starts what it lacks within this.
+const START_RETRY_SECONDS: u32 = 1;
+
 /// Cheap to share; a clone answers from the same indexes.
 #[derive(Clone)]
 pub struct Authorizer {
     store: Storage,
     rbac: Arc<RwLock<RbacIndex>>,
     nodes: Arc<RwLock<node::NodeIndex>>,
+    complete: Arc<AtomicBool>,
 }
 
 impl Authorizer {
     pub fn new(store: Storage) -> Self {
-        Self { store, rbac: Arc::default(), nodes: Arc::default() }
+        Self { store, rbac: Arc::default(), nodes: Arc::default(), complete: Arc::default() }
+    }
+
+    /// From now on the rules are as new as the group's: what they do not allow is forbidden.
+    pub fn complete(&self) {
+        self.complete.store(true, Ordering::Release);
     }
 
     /// Reads the indexes from the store, and keeps them up to date by tasks on `tasks` until `stop`.
@@ -182,10 +192,17 @@ impl Authorizer {
     /// As [`Authorizer::authorize`], with the refusal as an error.
     ///
     /// # Errors
-    /// `403 Forbidden` in upstream's words.
+    /// `403 Forbidden` in upstream's words; `503` while this server has not heard yet what its group knows.
     pub async fn require(&self, attributes: &Attributes) -> Result<(), Status> {
         let decision = self.authorize(attributes).await;
-        if decision.allowed { Ok(()) } else { Err(attributes.forbidden(&decision.reason)) }
+        if decision.allowed {
+            return Ok(());
+        }
+        if !self.complete.load(Ordering::Acquire) {
+            return Err(Status::unavailable("the API server is starting and does not know yet who may do what")
+                .with_retry_after(START_RETRY_SECONDS));
+        }
+        Err(attributes.forbidden(&decision.reason))
     }
 
     /// All rules that hold for `user` in `namespace` (empty: cluster-wide ones only), for SelfSubjectRulesReview.

@@ -172,15 +172,15 @@ async fn register(shared: &Shared) -> Result<(), kube::Error> {
     ] {
         labels.entry(key.into()).or_insert_with(|| value.into());
     }
+    let mut annotations = config.annotations.clone();
+    annotations.insert("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned());
     let state = shared.runtime.borrow().clone();
     let wanted = status::compute(shared, &state, Pressure::default(), None, Vec::new()).await;
     let node = Node {
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),
             labels: Some(labels.clone()),
-            annotations: Some(
-                [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())].into(),
-            ),
+            annotations: Some(annotations.clone()),
             ..Default::default()
         },
         spec: Some(NodeSpec {
@@ -198,11 +198,15 @@ async fn register(shared: &Shared) -> Result<(), kube::Error> {
         Err(kube::Error::Api(answer)) if answer.code == 409 => {}
         Err(error) => return Err(error),
     }
-    // It was here before: labels of ours are brought up to date, all else is left alone.
+    // It was here before: what we say of it is brought up to date, all else is left alone.
     let found = api.get(&config.node_name).await?;
     let mut change = json!({});
-    if labels.iter().any(|(k, v)| found.metadata.labels.as_ref().and_then(|l| l.get(k)) != Some(v)) {
-        change["metadata"] = json!({"labels": labels});
+    for (field, ours, found) in
+        [("labels", &labels, &found.metadata.labels), ("annotations", &annotations, &found.metadata.annotations)]
+    {
+        if ours.iter().any(|(k, v)| found.as_ref().and_then(|found| found.get(k)) != Some(v)) {
+            change["metadata"][field] = json!(ours);
+        }
     }
     let provider = found.spec.as_ref().and_then(|s| s.provider_id.as_ref());
     if provider.is_none() && config.provider_id.is_some() {

@@ -42,10 +42,30 @@ pub fn open(path: &Path) -> Result<OwnedFd, SandboxError> {
 
 /// Sets the interface up and returns its hardware address.
 pub async fn configure(netns: OwnedFd, inside: Inside) -> Result<String, SandboxError> {
+    within(netns, async move || set_up(&inside).await).await
+}
+
+/// Sets the loopback interface of a network namespace up, which plugins of others leave to the runtime.
+///
+/// # Errors
+/// When there is no such namespace, or it cannot be entered.
+pub async fn loopback_up(path: &Path) -> Result<(), SandboxError> {
+    let up = async || {
+        let netlink = Netlink::open()?;
+        netlink.up(netlink.require("lo").await?).await
+    };
+    within(open(path)?, up).await
+}
+
+/// Does something inside a network namespace.
+async fn within<T: Send + 'static>(
+    netns: OwnedFd,
+    work: impl AsyncFnOnce() -> Result<T, NetlinkError> + Send + 'static,
+) -> Result<T, SandboxError> {
     let (reply, answer) = oneshot::channel();
     // A namespace belongs to a thread; this one is thrown away afterwards, so nothing else ever runs in the pod's.
     let body = move || {
-        let _ = reply.send(enter(&netns, &inside));
+        let _ = reply.send(enter(&netns, work));
     };
     thread::Builder::new()
         .name("pod-netns".to_owned())
@@ -55,10 +75,10 @@ pub async fn configure(netns: OwnedFd, inside: Inside) -> Result<String, Sandbox
     answer.await.map_err(|_| SandboxError::Ended)?
 }
 
-fn enter(netns: &OwnedFd, inside: &Inside) -> Result<String, SandboxError> {
+fn enter<T>(netns: &OwnedFd, work: impl AsyncFnOnce() -> Result<T, NetlinkError>) -> Result<T, SandboxError> {
     setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| SandboxError::Enter(errno.into()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(SandboxError::Thread)?;
-    Ok(runtime.block_on(set_up(inside))?)
+    Ok(runtime.block_on(work())?)
 }
 
 async fn set_up(inside: &Inside) -> Result<String, NetlinkError> {

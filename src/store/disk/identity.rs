@@ -5,15 +5,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use crate::OpenError;
 use crate::disk::engine::{Space, Writes};
+use crate::{OpenError, next_version};
 
 pub(crate) const RECORD: &[u8] = b"identity";
 
-/// The newest layout of the directory that this version writes, and the only one that it reads.
-pub(crate) const FORMAT: u32 = 2;
+/// The layouts of the directory that this version reads. It writes the newest.
+const FORMATS: RangeInclusive<u32> = 2..=2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -88,8 +89,9 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Marker>, OpenError> {
     };
     let bad = |name: &str| OpenError::Corrupt { file: file.clone(), detail: format!("field {name} is not a number") };
     let found: u32 = field("format")?.parse().map_err(|_| bad("format"))?;
-    if found != FORMAT {
-        return Err(OpenError::Format { file, found, supported: FORMAT });
+    let formats = next_version::formats(FORMATS);
+    if !formats.contains(&found) {
+        return Err(OpenError::Format { file, found, oldest: *formats.start(), newest: *formats.end() });
     }
     Ok(Some(Marker {
         identity: Identity {
@@ -118,8 +120,9 @@ pub(crate) fn write(dir: &Path, marker: &Marker) -> io::Result<()> {
         Standing::Member => "member",
         Standing::Removed => "removed",
     };
+    let format = *next_version::formats(FORMATS).end();
     let mut text = format!(
-        "format={FORMAT}\ncluster={cluster:032x}\nmember={member}\ncheckpointed={checkpointed}\nstanding={standing}\n"
+        "format={format}\ncluster={cluster:032x}\nmember={member}\ncheckpointed={checkpointed}\nstanding={standing}\n"
     );
     if let Some(closed) = closed {
         text.push_str(&format!("closed={closed}\n"));

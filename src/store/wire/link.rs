@@ -25,6 +25,9 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// A connection on which a question was not answered in time, and nothing was heard for this long, is given up.
 const DEAD_AFTER: Duration = Duration::from_secs(2);
 
+/// A member of which nothing was heard for this long, though it was asked, is not reached.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
+
 /// Questions that may wait for their answer on one connection.
 const WAITING_MAX: usize = 1024;
 
@@ -127,15 +130,19 @@ impl Links {
         self.lock().retain(|member, _| is_member(*member));
     }
 
-    /// Whether `member` answered the last question; `None` when it was not asked yet.
+    /// Whether `member` was heard of lately, or answered the last question; `None` when it was not asked yet.
     pub(crate) fn reachable(&self, member: MemberId) -> Option<bool> {
         let link = self.lock().get(&member)?.clone();
         let state = link.state.borrow();
         match &*state {
             State::Idle => None,
-            State::Connecting => None,
+            // A machine that is gone refuses nothing: most of the time somebody is being connected to it.
+            State::Connecting { after_failure } => after_failure.then_some(false),
             State::Up(connection) => {
-                Some(!connection.closed.is_cancelled() && connection.answers.load(Ordering::Acquire))
+                let answers = connection.answers.load(Ordering::Acquire);
+                let heard = *connection.heard.lock().unwrap_or_else(PoisonError::into_inner);
+                // An answer may be late where packets get lost; a member that is gone says nothing at all.
+                Some(!connection.closed.is_cancelled() && (answers || heard.elapsed() < SILENT_AFTER))
             }
             State::Down { .. } => Some(false),
         }
@@ -153,9 +160,15 @@ pub(crate) struct Link {
 
 enum State {
     Idle,
-    Connecting,
+    /// After a failure the member counts as not reached until it is.
+    Connecting {
+        after_failure: bool,
+    },
     Up(Arc<Connection>),
-    Down { at: Instant, error: LinkError },
+    Down {
+        at: Instant,
+        error: LinkError,
+    },
 }
 
 impl Link {
@@ -202,12 +215,12 @@ impl Link {
             let connect = self.state.send_if_modified(|state| {
                 let connect = match state {
                     State::Idle => true,
-                    State::Connecting => false,
+                    State::Connecting { .. } => false,
                     State::Up(connection) => connection.closed.is_cancelled(),
                     State::Down { at, .. } => at.elapsed() >= RECONNECT_PAUSE,
                 };
                 if connect {
-                    *state = State::Connecting;
+                    *state = State::Connecting { after_failure: !matches!(state, State::Idle) };
                 }
                 connect
             });
@@ -237,7 +250,7 @@ impl Link {
                     }
                     state.send_modify(|state| match connected {
                         // Unless it was told of another address meanwhile.
-                        Ok(connection) if matches!(state, State::Connecting) => *state = State::Up(connection),
+                        Ok(connection) if matches!(state, State::Connecting { .. }) => *state = State::Up(connection),
                         Ok(connection) => connection.closed.cancel(),
                         Err(error) => *state = State::Down { at: Instant::now(), error },
                     });
@@ -449,5 +462,46 @@ impl std::fmt::Display for Chain<'_> {
             source = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::BoxFuture;
+
+    use super::*;
+
+    /// As a machine that is gone: a connection is neither taken nor refused.
+    struct Silence;
+
+    impl Transport for Silence {
+        fn connect<'a>(&'a self, _address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn PeerStream>>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[test]
+    fn a_silent_member_stays_unreached_while_it_is_tried_again() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (connect_timeout, tasks) = (Duration::from_secs(2), TaskTracker::new());
+            let links = Links::new(
+                ClusterId(7),
+                1,
+                WireVersions::NOW,
+                Some(Arc::new(Silence)),
+                connect_timeout,
+                tasks,
+                CancellationToken::new(),
+                Metrics::default(),
+            );
+            let link = links.to(2, "there:1");
+            assert_eq!(links.reachable(2), None, "it was not tried");
+            assert!(link.peer().await.is_err());
+            for _ in 0..20 {
+                assert_eq!(links.reachable(2), Some(false));
+                let _ = tokio::time::timeout(connect_timeout / 7, link.peer()).await;
+            }
+        });
     }
 }

@@ -53,6 +53,7 @@ impl Node {
             node_ips: vec!["192.0.2.1".parse().unwrap()],
             external_ips: Vec::new(),
             labels: Default::default(),
+            annotations: Default::default(),
             taints: Vec::new(),
             provider_id: None,
             root_dir: root.join("kubelet"),
