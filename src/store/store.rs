@@ -30,7 +30,7 @@ use crate::group::read::{READS_MAX, ReadAnswer};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, Snapshot};
 use crate::raft::log::LogStore;
-use crate::raft::machine::{Machine, StateMachine};
+use crate::raft::machine::{Machine, StateMachine, give_memory_back};
 use crate::raft::network::Network;
 use crate::raft::{Member, Raft};
 use crate::watch::Watch;
@@ -348,6 +348,9 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
     }
 
     let (engine, closed) = Engine::open(dir, config.cache_bytes, lock)?;
+    if let Some(marker) = &marker {
+        identity::upgrade(dir, marker).map_err(|source| OpenError::Write { file: dir.join("identity"), source })?;
+    }
     let (identity, standing) = settle_identity(dir, &engine, marker, beginning)?;
     let session =
         next_session(&engine).map_err(|source| OpenError::Engine { file: engine.file().to_path_buf(), source })?;
@@ -360,6 +363,8 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
     let recover = || -> Result<(Arc<Machine>, LogStore), OpenError> {
         let machine = Machine::open(&disk, config, identity, standing, metrics).map_err(damaged)?;
         let log = LogStore::open(disk.clone(), machine.applied_index()).map_err(damaged)?;
+        // Reading may have finished what a crash had interrupted inside the engine.
+        disk.engine().settle().map_err(damaged)?;
         if let Some(marker) = marker
             && machine.applied_index().load(Ordering::Acquire) < marker.checkpointed
         {
@@ -607,6 +612,7 @@ pub(crate) async fn start(
     tasks.spawn(group.clone().keep(leads));
     tasks.spawn(group.clone().promote());
     tasks.spawn(group.clone().note_standing(disk.clone()));
+    tasks.spawn(give_memory_back(machine.clone(), disk.clone(), stop.clone()));
     let (tell_joined, joined) = watch::channel((!joining).then_some(Ok(())));
     if joining && let Beginning::Join { seeds, .. } = beginning {
         tasks.spawn(group.clone().join(seeds, tell_joined));

@@ -12,8 +12,11 @@ use crate::disk::engine::{Space, Writes};
 
 pub(crate) const RECORD: &[u8] = b"identity";
 
-/// The newest layout of the directory that this version writes, and the only one that it reads.
-pub(crate) const FORMAT: u32 = 2;
+/// The layout of the directory that this version writes. 3: values may be compressed.
+pub(crate) const FORMAT: u32 = 3;
+
+/// The oldest one that it reads.
+const FORMAT_MIN: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -88,7 +91,7 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Marker>, OpenError> {
     };
     let bad = |name: &str| OpenError::Corrupt { file: file.clone(), detail: format!("field {name} is not a number") };
     let found: u32 = field("format")?.parse().map_err(|_| bad("format"))?;
-    if found != FORMAT {
+    if !(FORMAT_MIN..=FORMAT).contains(&found) {
         return Err(OpenError::Format { file, found, supported: FORMAT });
     }
     Ok(Some(Marker {
@@ -108,6 +111,14 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Marker>, OpenError> {
             Err(_) => None,
         },
     }))
+}
+
+/// Has older versions refuse a directory that they could read until now. On disk when this returns.
+pub(crate) fn upgrade(dir: &Path, marker: &Marker) -> io::Result<()> {
+    match fs::read_to_string(path(dir))?.starts_with(&format!("format={FORMAT}\n")) {
+        true => Ok(()),
+        false => write(dir, marker),
+    }
 }
 
 /// Replaces the marker as a whole. It is on disk when this returns.
@@ -149,6 +160,24 @@ mod tests {
         let marker = Marker { identity, checkpointed: 7, standing: Standing::Joining, closed: Some(9) };
         write(dir.path(), &marker).unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(marker));
+    }
+
+    #[test]
+    fn the_format_before_is_read_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = Marker {
+            identity: Identity::found().unwrap(),
+            checkpointed: 7,
+            standing: Standing::Member,
+            closed: Some(9),
+        };
+        write(dir.path(), &marker).unwrap();
+        let now = fs::read_to_string(path(dir.path())).unwrap();
+        fs::write(path(dir.path()), now.replace("format=3", "format=2")).unwrap();
+        let found = read(dir.path()).unwrap().unwrap();
+        assert_eq!(found, marker);
+        upgrade(dir.path(), &found).unwrap();
+        assert_eq!(fs::read_to_string(path(dir.path())).unwrap(), now);
     }
 
     #[test]
