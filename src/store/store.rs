@@ -58,6 +58,9 @@ const PROPOSALS_MAX: usize = 1024;
 /// How long parts that are told to stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A checkpoint that was asked for and is not there after this long is asked for again.
+const CHECKPOINT_ASKED_AGAIN: Duration = Duration::from_millis(200);
+
 /// How long a leader that stops may take to hand over.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -666,14 +669,18 @@ async fn checkpoint(machine: Arc<Machine>, raft: Raft, config: Config, stop: Can
         }
         let mut checkpointed = machine.checkpointed();
         checkpointed.borrow_and_update();
-        if let Err(error) = raft.trigger().snapshot().await {
-            tracing::error!(%error, "no checkpoint: raft has stopped");
-            return;
-        }
-        let done = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            _ = checkpointed.changed() => *checkpointed.borrow(),
+        let done = loop {
+            if let Err(error) = raft.trigger().snapshot().await {
+                tracing::error!(%error, "no checkpoint: raft has stopped");
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = checkpointed.changed() => break *checkpointed.borrow(),
+                // Raft drops what it is asked for while it has not heard of the last one's end.
+                () = tokio::time::sleep(CHECKPOINT_ASKED_AGAIN) => {}
+            }
         };
         // Others may lag a little, and are better served with entries than with everything.
         let others = machine.membership().membership().nodes().count() > 1;
