@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::group::Group;
 use crate::group::propose::ProposeError;
@@ -81,10 +82,11 @@ impl Batcher {
             }
             number += 1;
             let id = ProposalId { member: self.group.member(), session: self.session, number };
+            let span = tracing::debug_span!("commit", number, txns = txns.len(), bytes);
             let batch = Batch { id: Some(id), txns: Arc::new(txns) };
             let result = tokio::select! {
                 biased;
-                result = self.group.propose(&batch, deadline) => result,
+                result = self.group.propose(&batch, deadline).instrument(span) => result,
                 // The outcome is unknown then, and that is what a dropped answer says.
                 () = stop.cancelled() => break,
             };

@@ -30,7 +30,7 @@ use crate::group::read::{READS_MAX, ReadAnswer};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, Snapshot};
 use crate::raft::log::LogStore;
-use crate::raft::machine::{Machine, StateMachine};
+use crate::raft::machine::{Machine, StateMachine, give_memory_back};
 use crate::raft::network::Network;
 use crate::raft::{Member, Raft};
 use crate::watch::Watch;
@@ -57,6 +57,9 @@ const PROPOSALS_MAX: usize = 1024;
 
 /// How long parts that are told to stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A checkpoint that was asked for and is not there after this long is asked for again.
+const CHECKPOINT_ASKED_AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a leader that stops may take to hand over.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -354,6 +357,9 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
     }
 
     let (engine, closed) = Engine::open(dir, config.cache_bytes, lock)?;
+    if let Some(marker) = &marker {
+        identity::upgrade(dir, marker).map_err(|source| OpenError::Write { file: dir.join("identity"), source })?;
+    }
     let (identity, standing) = settle_identity(dir, &engine, marker, beginning)?;
     let session =
         next_session(&engine).map_err(|source| OpenError::Engine { file: engine.file().to_path_buf(), source })?;
@@ -366,6 +372,8 @@ fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics) -> Result
     let recover = || -> Result<(Arc<Machine>, LogStore), OpenError> {
         let machine = Machine::open(&disk, config, identity, standing, metrics).map_err(damaged)?;
         let log = LogStore::open(disk.clone(), machine.applied_index()).map_err(damaged)?;
+        // Reading may have finished what a crash had interrupted inside the engine.
+        disk.engine().settle().map_err(damaged)?;
         if let Some(marker) = marker
             && machine.applied_index().load(Ordering::Acquire) < marker.checkpointed
         {
@@ -613,6 +621,7 @@ pub(crate) async fn start(
     tasks.spawn(group.clone().keep(leads));
     tasks.spawn(group.clone().promote());
     tasks.spawn(group.clone().note_standing(disk.clone()));
+    tasks.spawn(give_memory_back(machine.clone(), disk.clone(), stop.clone()));
     let (tell_joined, joined) = watch::channel((!joining).then_some(Ok(())));
     if joining && let Beginning::Join { seeds, .. } = beginning {
         tasks.spawn(group.clone().join(seeds, tell_joined));
@@ -666,14 +675,18 @@ async fn checkpoint(machine: Arc<Machine>, raft: Raft, config: Config, stop: Can
         }
         let mut checkpointed = machine.checkpointed();
         checkpointed.borrow_and_update();
-        if let Err(error) = raft.trigger().snapshot().await {
-            tracing::error!(%error, "no checkpoint: raft has stopped");
-            return;
-        }
-        let done = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            _ = checkpointed.changed() => *checkpointed.borrow(),
+        let done = loop {
+            if let Err(error) = raft.trigger().snapshot().await {
+                tracing::error!(%error, "no checkpoint: raft has stopped");
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = checkpointed.changed() => break *checkpointed.borrow(),
+                // Raft drops what it is asked for while it has not heard of the last one's end.
+                () = tokio::time::sleep(CHECKPOINT_ASKED_AGAIN) => {}
+            }
         };
         // Others may lag a little, and are better served with entries than with everything.
         let others = machine.membership().membership().nodes().count() > 1;

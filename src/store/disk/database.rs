@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::disk::engine::{Engine, Slice, Space, Writes};
 use crate::disk::identity::{self, Marker};
+use crate::disk::memory;
 
 pub(crate) enum Database {
     Engine(Box<Engine>),
@@ -61,10 +62,32 @@ impl Database {
         }
     }
 
+    /// See [`Engine::settle`].
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        match self {
+            Self::Engine(engine) => engine.settle(),
+            #[cfg(test)]
+            Self::Simulated(_) => Ok(()),
+        }
+    }
+
     /// See [`Engine::forget_cached`].
     pub(crate) fn forget_cached(&self) {
         match self {
             Self::Engine(engine) => engine.forget_cached(),
+            #[cfg(test)]
+            Self::Simulated(_) => {}
+        }
+    }
+
+    /// Gives back memory that reading or writing very much has left behind. `keys` are some of `space`, as many as there
+    /// are, or a few hundred that are spread over it. Takes some tens of milliseconds.
+    pub(crate) fn give_memory_back(&self, space: Space, keys: &[&[u8]]) {
+        match self {
+            Self::Engine(engine) => {
+                engine.shrink_cache(space, keys);
+                memory::trim();
+            }
             #[cfg(test)]
             Self::Simulated(_) => {}
         }

@@ -4,10 +4,14 @@
 //! across them. sled recovers a prefix of what was written, in order, and a batch as a whole. Each record carries a
 //! checksum over its key and value: sled checks what it reads from its file, and this checks what sled makes of it.
 //!
+//! Values are compressed where that saves something: fewer bytes wear out less, and the engine keeps pages as they are on
+//! disk in its memory.
+//!
 //! sled keeps up to 16 records in a page and moves a page of more than a quarter of a segment to a file of its own, a
 //! blob, which it does not make durable. So a long value is cut into chunks, small enough for any page to fit; and what
 //! becomes a blob nevertheless, by very long keys, is made durable here.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -33,9 +37,24 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a scan reads at a time. Writers wait for it.
 const SCAN_RECORDS: usize = 256;
 
+/// sled's cache has 256 parts, each of which counts what it holds only after as many uses of its pages.
+const CACHE_USES: usize = 65;
+/// Some milliseconds for which writers wait; fewer would wait for many writers.
+const CACHE_KEYS_AT_ONCE: usize = 32;
+
 const WHOLE: u8 = 2;
 const CHUNKED: u8 = 3;
+/// As these, of a value that is compressed.
+const PACKED_WHOLE: u8 = 4;
+const PACKED_CHUNKED: u8 = 5;
 const CHECKSUM_BYTES: usize = 4;
+
+/// Shorter values gain nothing.
+const PACKED_BYTES_MIN: usize = 128;
+/// zstd's fastest of the usual ones: it must not hold up a write, also where the processor is a small one.
+const PACK_LEVEL: i32 = 1;
+/// What is longer than any value can be is damage, and no reason to reserve so much memory.
+const VALUE_BYTES_MAX: usize = u16::MAX as usize * CHUNK_BYTES_MAX;
 
 /// The kinds of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +124,8 @@ pub(crate) struct Engine {
     file: PathBuf,
     /// How many chunks the long values have.
     chunks: Mutex<HashMap<Vec<u8>, u16>>,
+    packer: Mutex<zstd::bulk::Compressor<'static>>,
+    unpacker: Mutex<zstd::bulk::Decompressor<'static>>,
     /// What the last durable batch ended with: a database that is opened again has to have it.
     witness: Mutex<Option<(Vec<u8>, Option<Vec<u8>>)>>,
     // Dropped after the database is closed.
@@ -159,6 +180,9 @@ impl Engine {
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None)
             .mode(sled::Mode::LowSpace);
+        let engine_error = |source| OpenError::Engine { file: file.clone(), source };
+        let packer = zstd::bulk::Compressor::new(PACK_LEVEL).map_err(engine_error)?;
+        let unpacker = zstd::bulk::Decompressor::new().map_err(engine_error)?;
         let open = open(&config, &path, &file)?;
         let (closed, on_closed) = tokio::sync::oneshot::channel();
         let engine = Engine {
@@ -167,11 +191,14 @@ impl Engine {
             path,
             file,
             chunks: Mutex::default(),
+            packer: Mutex::new(packer),
+            unpacker: Mutex::new(unpacker),
             witness: Mutex::default(),
             _lock: lock,
             _closed: closed,
         };
         engine.count_chunks().map_err(|e| engine.corrupt(e.to_string()))?;
+        engine.settle().map_err(|source| OpenError::Engine { file: engine.file.clone(), source })?;
         Ok((engine, on_closed))
     }
 
@@ -197,6 +224,7 @@ impl Engine {
         *slot = Some(open);
         drop(slot);
         self.count_chunks()?;
+        self.settle()?;
         let witness = self.witness.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((full_key, value)) = witness
             && self.get_full(&full_key)? != value
@@ -257,6 +285,22 @@ impl Engine {
         }
     }
 
+    /// Has sled's cache shrink to its size. By itself it counts so late that it may hold all there is. `keys` of `space` are
+    /// the way to its parts: a few hundred, spread over the space.
+    pub(crate) fn shrink_cache(&self, space: Space, keys: &[&[u8]]) {
+        for some in keys.chunks(CACHE_KEYS_AT_ONCE) {
+            let guard = self.read();
+            let Ok(open) = opened(&guard) else { return };
+            for key in some {
+                let full_key = space.key(key);
+                for _ in 0..CACHE_USES {
+                    // Errors are met, and told, by who wants the record.
+                    let _ = open.db.get(&full_key);
+                }
+            }
+        }
+    }
+
     /// Reads some records from `start` on, of all spaces, and says which are damaged.
     pub(crate) fn read_slice(&self, start: &[u8]) -> Slice {
         let mut slice = Slice::default();
@@ -289,9 +333,9 @@ impl Engine {
         let damaged = |what| self.damaged(full_key, what);
         let Some((form, rest)) = record.split_first() else { return Err(damaged("is empty")) };
         let Some((sum, body)) = rest.split_first_chunk::<CHECKSUM_BYTES>() else { return Err(damaged("is too short")) };
-        let value = match *form {
-            WHOLE => body.to_vec(),
-            CHUNKED => {
+        let stored = match *form {
+            WHOLE | PACKED_WHOLE => Cow::Borrowed(body),
+            CHUNKED | PACKED_CHUNKED => {
                 let count =
                     body.try_into().map(u16::from_be_bytes).map_err(|_| damaged("has a damaged chunk count"))?;
                 let mut value = Vec::with_capacity(usize::from(count) * CHUNK_BYTES_MAX);
@@ -299,14 +343,35 @@ impl Engine {
                     let chunk = db.get(chunk_key(full_key, index)).map_err(|error| io_error(error, &self.file))?;
                     value.extend_from_slice(&chunk.ok_or_else(|| damaged("misses a chunk"))?);
                 }
-                value
+                Cow::Owned(value)
             }
             _ => return Err(damaged("has no known form")),
+        };
+        let value = match *form {
+            PACKED_WHOLE | PACKED_CHUNKED => self.unpack(&stored).ok_or_else(|| damaged("is not as it was packed"))?,
+            _ => stored.into_owned(),
         };
         if checksum(full_key, &value) != *sum {
             return Err(damaged("does not match its checksum"));
         }
         Ok(value)
+    }
+
+    /// `value` behind its length and compressed, if that is shorter by enough to be worth the work of reading it.
+    fn pack(&self, value: &[u8]) -> Option<Vec<u8>> {
+        if value.len() < PACKED_BYTES_MIN || value.len() > VALUE_BYTES_MAX {
+            return None;
+        }
+        let compressed = self.packer.lock().unwrap_or_else(PoisonError::into_inner).compress(value).ok()?;
+        let length = u32::try_from(value.len()).ok()?;
+        (compressed.len() < value.len() - value.len() / 8).then(|| [&length.to_le_bytes()[..], &compressed].concat())
+    }
+
+    fn unpack(&self, packed: &[u8]) -> Option<Vec<u8>> {
+        let (length, compressed) = packed.split_first_chunk()?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).ok().filter(|length| *length <= VALUE_BYTES_MAX)?;
+        let value = self.unpacker.lock().unwrap_or_else(PoisonError::into_inner).decompress(compressed, length).ok()?;
+        (value.len() == length).then_some(value)
     }
 
     fn damaged(&self, full_key: &[u8], what: &str) -> io::Error {
@@ -338,6 +403,14 @@ impl Engine {
         Ok(())
     }
 
+    /// Makes durable what sled has written by itself, as it does while it opens. The next batch relies on it, see `tail.rs`.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let open = slot.as_mut().ok_or_else(closed)?;
+        open.db.flush().map_err(|error| io_error(error, &self.file))?;
+        open.sync()
+    }
+
     fn batch(&self, writes: &Writes) -> io::Result<sled::Batch> {
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = sled::Batch::default();
@@ -348,20 +421,25 @@ impl Engine {
                     batch.remove(full_key.as_slice());
                     0
                 }
-                Some(value) if value.len() <= CHUNK_BYTES_MAX => {
-                    batch.insert(full_key.as_slice(), [&[WHOLE], &checksum(full_key, value)[..], value].concat());
-                    0
-                }
                 Some(value) => {
-                    let count = u16::try_from(value.len().div_ceil(CHUNK_BYTES_MAX))
-                        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "value is too long"))?;
-                    for (index, chunk) in (0..).zip(value.chunks(CHUNK_BYTES_MAX)) {
-                        batch.insert(chunk_key(full_key, index), chunk);
+                    let packed = self.pack(value);
+                    let (whole, chunked) =
+                        if packed.is_some() { (PACKED_WHOLE, PACKED_CHUNKED) } else { (WHOLE, CHUNKED) };
+                    let stored = packed.as_deref().unwrap_or(value);
+                    let sum = checksum(full_key, value);
+                    if stored.len() <= CHUNK_BYTES_MAX {
+                        batch.insert(full_key.as_slice(), [&[whole], &sum[..], stored].concat());
+                        0
+                    } else {
+                        let count = u16::try_from(stored.len().div_ceil(CHUNK_BYTES_MAX))
+                            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "value is too long"))?;
+                        for (index, chunk) in (0..).zip(stored.chunks(CHUNK_BYTES_MAX)) {
+                            batch.insert(chunk_key(full_key, index), chunk);
+                        }
+                        batch.insert(full_key.as_slice(), [&[chunked], &sum[..], &count.to_be_bytes()].concat());
+                        chunks.insert(full_key.clone(), count);
+                        count
                     }
-                    let head = [&[CHUNKED], &checksum(full_key, value)[..], &count.to_be_bytes()].concat();
-                    batch.insert(full_key.as_slice(), head);
-                    chunks.insert(full_key.clone(), count);
-                    count
                 }
             };
             for index in chunks_now..chunks_before {
@@ -444,6 +522,8 @@ fn open(config: &sled::Config, path: &Path, file: &Path) -> Result<Open, OpenErr
         Err(error) => return Err(engine_error(error)),
     }
     let start = Instant::now();
+    #[cfg(panic = "abort")]
+    let _opening = crate::disk::last_words::Opening::of(file);
     let opened = loop {
         // sled meets some kinds of damage with a panic. It is at the top of a call that has changed nothing of ours.
         let opened = panic::catch_unwind(AssertUnwindSafe(|| config.open()));
@@ -534,10 +614,22 @@ mod tests {
         Engine::open(dir, 1 << 20, DirLock::take(dir).unwrap()).unwrap().0
     }
 
+    /// Does not compress.
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64 ^ length as u64;
+        let next = |_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        };
+        (0..length).map(next).collect()
+    }
+
     #[test]
     fn long_values_come_back_whole_and_leave_no_chunk_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let long: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+        let long = noise(100_000);
         let engine = open(dir.path());
         let mut writes = Writes::default();
         writes.put(Space::State, b"a", long.clone());
@@ -556,6 +648,30 @@ mod tests {
         engine.write(&writes).unwrap();
         assert_eq!(engine.get(Space::State, b"a").unwrap(), Some(b"now short".to_vec()));
         assert_eq!(raw(&engine).scan_prefix([CHUNKS]).count(), 0);
+    }
+
+    #[test]
+    fn values_are_compressed_where_that_helps() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        let similar: Vec<u8> = (0..2000).flat_map(|n| format!("{{\"number\": {}}}", n % 7).into_bytes()).collect();
+        let values =
+            [Vec::new(), similar[..127].to_vec(), similar[..1000].to_vec(), similar, noise(1000), noise(20_000)];
+        let stored: Vec<_> = values
+            .iter()
+            .map(|value| {
+                let mut writes = Writes::default();
+                writes.put(Space::State, b"k", value.clone());
+                engine.write(&writes).unwrap();
+                assert_eq!(engine.get(Space::State, b"k").unwrap().as_ref(), Some(value));
+                let db = raw(&engine);
+                let chunks: usize = db.scan_prefix([CHUNKS]).values().map(|chunk| chunk.unwrap().len()).sum();
+                chunks + db.get(Space::State.key(b"k")).unwrap().unwrap().len()
+            })
+            .collect();
+        assert!(stored[2] < 200 && stored[3] < 2000, "{stored:?}");
+        assert_eq!((stored[0], stored[1], stored[4]), (5, 132, 1005));
+        assert!(stored[5] < 20_020, "{stored:?}");
     }
 
     fn raw(engine: &Engine) -> sled::Db {
@@ -586,10 +702,12 @@ mod tests {
         let engine = open(dir.path());
         let mut writes = Writes::default();
         writes.put(Space::State, b"/pods/a", b"value".to_vec());
-        writes.put(Space::Log, &7u64.to_be_bytes(), vec![1; 60_000]);
+        writes.put(Space::State, b"/pods/b", vec![1; 1000]);
+        writes.put(Space::Log, &7u64.to_be_bytes(), noise(60_000));
         engine.write(&writes).unwrap();
         let db = raw(&engine);
         for (full_key, named) in [
+            (Space::State.key(b"/pods/b"), "key /pods/b"),
             (Space::State.key(b"/pods/a"), "key /pods/a"),
             (chunk_key(&Space::Log.key(&7u64.to_be_bytes()), 1), "log entry 7"),
         ] {
@@ -618,11 +736,7 @@ mod tests {
             let key = format!("/registry/{:0>300}", n * 7919 % 400);
             match n % 5 {
                 0 => writes.remove(Space::State, key.as_bytes()),
-                _ => writes.put(
-                    Space::State,
-                    key.as_bytes(),
-                    vec![n as u8; [100, 5000, 5120, 60_000, 5121][n as usize % 5]],
-                ),
+                _ => writes.put(Space::State, key.as_bytes(), noise([100, 5000, 5120, 60_000, 5121][n as usize % 5])),
             }
             engine.write(&writes).unwrap();
             assert_eq!(blobs(), 0, "at {n}");
@@ -635,11 +749,11 @@ mod tests {
         let engine = open(dir.path());
         for n in 0..50u8 {
             let mut writes = Writes::default();
-            writes.put(Space::State, &[n % 7], vec![n; 30_000]);
+            writes.put(Space::State, &[n % 7], noise(30_000 + usize::from(n)));
             engine.write(&writes).unwrap();
             if n % 10 == 9 {
                 engine.reopen().unwrap();
-                assert_eq!(engine.get(Space::State, &[n % 7]).unwrap(), Some(vec![n; 30_000]));
+                assert_eq!(engine.get(Space::State, &[n % 7]).unwrap(), Some(noise(30_000 + usize::from(n))));
             }
         }
     }

@@ -13,8 +13,8 @@ use crate::{OpenError, next_version};
 
 pub(crate) const RECORD: &[u8] = b"identity";
 
-/// The layouts of the directory that this version reads. It writes the newest.
-const FORMATS: RangeInclusive<u32> = 2..=2;
+/// The layouts of the directory that this version reads. It writes the newest. 3: values may be compressed.
+const FORMATS: RangeInclusive<u32> = 2..=3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -112,6 +112,20 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Marker>, OpenError> {
     }))
 }
 
+/// The layout that is written.
+fn format() -> u32 {
+    *next_version::formats(FORMATS).end()
+}
+
+/// Has older versions refuse a directory that they could read until now. On disk when this returns.
+pub(crate) fn upgrade(dir: &Path, marker: &Marker) -> io::Result<()> {
+    let format = format();
+    match fs::read_to_string(path(dir))?.starts_with(&format!("format={format}\n")) {
+        true => Ok(()),
+        false => write(dir, marker),
+    }
+}
+
 /// Replaces the marker as a whole. It is on disk when this returns.
 pub(crate) fn write(dir: &Path, marker: &Marker) -> io::Result<()> {
     let Marker { identity: Identity { cluster, member }, checkpointed, standing, closed } = marker;
@@ -120,7 +134,7 @@ pub(crate) fn write(dir: &Path, marker: &Marker) -> io::Result<()> {
         Standing::Member => "member",
         Standing::Removed => "removed",
     };
-    let format = *next_version::formats(FORMATS).end();
+    let format = format();
     let mut text = format!(
         "format={format}\ncluster={cluster:032x}\nmember={member}\ncheckpointed={checkpointed}\nstanding={standing}\n"
     );
@@ -152,6 +166,24 @@ mod tests {
         let marker = Marker { identity, checkpointed: 7, standing: Standing::Joining, closed: Some(9) };
         write(dir.path(), &marker).unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(marker));
+    }
+
+    #[test]
+    fn the_format_before_is_read_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = Marker {
+            identity: Identity::found().unwrap(),
+            checkpointed: 7,
+            standing: Standing::Member,
+            closed: Some(9),
+        };
+        write(dir.path(), &marker).unwrap();
+        let now = fs::read_to_string(path(dir.path())).unwrap();
+        fs::write(path(dir.path()), now.replace("format=3", "format=2")).unwrap();
+        let found = read(dir.path()).unwrap().unwrap();
+        assert_eq!(found, marker);
+        upgrade(dir.path(), &found).unwrap();
+        assert_eq!(fs::read_to_string(path(dir.path())).unwrap(), now);
     }
 
     #[test]

@@ -7,9 +7,13 @@ pub(crate) mod durable;
 pub(crate) mod engine;
 pub(crate) mod identity;
 pub(crate) mod inspect;
+#[cfg(panic = "abort")]
+mod last_words;
 pub(crate) mod lock;
+pub(crate) mod memory;
 pub(crate) mod records;
 pub(crate) mod scrub;
 pub(crate) mod space;
 pub(crate) mod swap;
+mod tail;
 pub(crate) mod thread;

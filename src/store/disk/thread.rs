@@ -267,6 +267,7 @@ impl Writer {
 
     fn round(&self, writes: &Writes, marker: Option<Marker>) -> io::Result<()> {
         if !writes.is_empty() {
+            let _span = tracing::debug_span!("write to disk", bytes = writes.bytes()).entered();
             let start = Instant::now();
             self.engine.write(writes)?;
             self.metrics.fsync_seconds.observe(start.elapsed().as_secs_f64());

@@ -29,6 +29,7 @@ impl Group {
         let mut group = self.raft.server_metrics();
         let mut standing = self.machine.standing();
         let mut leader = None;
+        let mut role = None;
         loop {
             let mut record_differs = false;
             let mut silent_at = None;
@@ -60,6 +61,10 @@ impl Group {
                 }
                 metrics.is_leader.set(leading.into());
                 metrics.is_learner.set((!membership.voter_ids().any(|voter| voter == own)).into());
+                let part = (now.state, now.vote.leader_id.term);
+                if role.replace(part) != Some(part) {
+                    tracing::debug!(role = ?part.0, term = part.1, "this member's part in the group");
+                }
                 if now.current_leader.is_some() && now.current_leader != leader {
                     leader = now.current_leader;
                     metrics.leader_changes.inc();

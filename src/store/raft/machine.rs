@@ -17,6 +17,8 @@ use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{RaftSnapshotBuilder, StoredMembership};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::config::Config;
 use crate::disk::engine::{Space, Writes};
@@ -40,6 +42,12 @@ const TREE: &[u8] = b"tree";
 /// What is written to the other state tree at once, while a snapshot is installed.
 const SLICE_BYTES: usize = if cfg!(test) { 32 } else { 1 << 20 };
 const SLICE_KEYS: usize = if cfg!(test) { 2 } else { 4096 };
+
+/// Memory is given back when this much was written, or when so many keys were read.
+const GIVE_BACK_AFTER_BYTES: u64 = 32 << 20;
+const GIVE_BACK_AFTER_KEYS: usize = 2000;
+/// Keys by which the engine's cache is reached.
+const GIVE_BACK_BY_KEYS: usize = 512;
 
 /// What Raft agreed on up to some entry. A clone is a pointer copy, and stays as it is while writes go on.
 #[derive(Clone, Debug, Default)]
@@ -120,6 +128,8 @@ pub(crate) struct Machine {
     pub(crate) dirty: Notify,
     /// So much changed that the next checkpoint should not wait.
     pub(crate) very_dirty: Notify,
+    /// Checkpoints have written so much that memory may be given back.
+    much_written: Notify,
     log_bytes_max: u64,
     watch_commits_max: usize,
     metrics: Metrics,
@@ -137,6 +147,8 @@ struct Inner {
     bytes_since_checkpoint: u64,
     /// The state tree that counts.
     tree: Space,
+    /// What checkpoints have written since memory was last given back.
+    bytes_since_given_back: u64,
     stopped: bool,
 }
 
@@ -192,6 +204,7 @@ impl Machine {
             changed: HashSet::new(),
             bytes_since_checkpoint: 0,
             tree,
+            bytes_since_given_back: 0,
             stopped: false,
             state: state.clone(),
         };
@@ -209,6 +222,7 @@ impl Machine {
             revision: watch::Sender::new(revision),
             dirty: Notify::new(),
             very_dirty: Notify::new(),
+            much_written: Notify::new(),
             log_bytes_max: config.log_bytes_max,
             watch_commits_max: config.watch_commits_max,
             metrics,
@@ -332,6 +346,7 @@ impl Machine {
 
     /// Applies one entry. Readers see it before watchers hear of it, and both have happened when this returns.
     fn apply(&self, entry: &Entry) -> Outcomes {
+        let _span = tracing::debug_span!("apply", index = entry.log_id.index).entered();
         let start = Instant::now();
         let mut guard = self.lock();
         let inner = &mut *guard;
@@ -461,6 +476,33 @@ pub(crate) struct StateMachine {
     pub(crate) disk: Disk,
 }
 
+/// Gives back what reading the state has left in memory, and later what writing much of it has. Ends with `stop`.
+pub(crate) async fn give_memory_back(machine: Arc<Machine>, disk: Disk, stop: CancellationToken) {
+    loop {
+        let (map, tree) = {
+            let inner = machine.lock();
+            (inner.state.space.map.clone(), inner.tree)
+        };
+        if map.len() >= GIVE_BACK_AFTER_KEYS {
+            let disk = disk.clone();
+            let work = move || {
+                // Scattered: neighbours, and what lies at equal distances, may all be in the same part of the cache.
+                let one_in = (map.len() / GIVE_BACK_BY_KEYS).max(1) as u64;
+                let scattered = |n: u64| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).is_multiple_of(one_in);
+                let keys = (0..).zip(map.keys()).filter(|(n, _)| scattered(*n)).map(|(_, key)| &key[..]);
+                disk.engine().give_memory_back(tree, &keys.collect::<Vec<_>>());
+            };
+            // It cannot fail, and nothing hangs on it.
+            let _ = tokio::task::spawn_blocking(work).await;
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = machine.much_written.notified() => {}
+        }
+    }
+}
+
 impl Machine {
     fn marker_of(&self, state: &Frozen) -> Marker {
         Marker { checkpointed: state.applied.map_or(0, |id| id.index), ..self.marker() }
@@ -529,6 +571,18 @@ impl RaftStateMachine<Types> for StateMachine {
     /// The new state goes to the other tree, and then counts by one small write: a crash before it leaves the old
     /// state whole, and one after it the new.
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, state: Frozen) -> io::Result<()> {
+        let span = tracing::info_span!("install snapshot", keys = state.space.map.len());
+        self.install(state).instrument(span).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Frozen>>> {
+        let inner = self.machine.lock();
+        Ok(inner.state.applied.is_some().then(|| inner.state.clone().snapshot()))
+    }
+}
+
+impl StateMachine {
+    async fn install(&self, state: Frozen) -> io::Result<()> {
         let machine = &self.machine;
         let _writing = machine.writing.lock().await;
         let old = machine.lock().tree;
@@ -550,11 +604,6 @@ impl RaftStateMachine<Types> for StateMachine {
         machine.replace(state, new);
         clear(&self.disk, old).await
     }
-
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Frozen>>> {
-        let inner = self.machine.lock();
-        Ok(inner.state.applied.is_some().then(|| inner.state.clone().snapshot()))
-    }
 }
 
 /// Writes one checkpoint, while writes go on.
@@ -570,6 +619,13 @@ impl RaftSnapshotBuilder<Types> for Checkpointer {
     type SnapshotData = Frozen;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Frozen>> {
+        let span = tracing::debug_span!("checkpoint", keys = self.changes.keys.len());
+        self.write().instrument(span).await
+    }
+}
+
+impl Checkpointer {
+    async fn write(&mut self) -> io::Result<SnapshotOf<Frozen>> {
         let start = Instant::now();
         let machine = self.machine.clone();
         let _writing = machine.writing.lock().await;
@@ -589,26 +645,29 @@ impl RaftSnapshotBuilder<Types> for Checkpointer {
             }
         }
         put_heads(&mut writes, state)?;
+        let bytes = writes.bytes() as u64;
         let written = self.disk.write(writes, Some(machine.marker_of(state))).await;
-        let metrics = &self.machine.metrics;
-        let mut inner = self.machine.lock();
-        match written {
-            Ok(()) => {
-                self.machine.checkpointed.send_replace(state.applied.map_or(0, |id| id.index));
-                metrics.checkpoint_seconds.observe(start.elapsed().as_secs_f64());
-                if let Ok(bytes) = self.disk.engine().bytes_on_disk() {
-                    metrics.db_bytes.set(bytes as i64);
-                }
-                tracing::debug!(keys = keys.len(), revision = state.space.revision.0, "checkpoint written");
-                Ok(state.clone().snapshot())
+        if let Err(error) = written {
+            let mut inner = self.machine.lock();
+            match &mut inner.frozen {
+                Some(frozen) => frozen.keys.extend(keys.drain()),
+                None => inner.changed.extend(keys.drain()),
             }
-            Err(error) => {
-                match &mut inner.frozen {
-                    Some(frozen) => frozen.keys.extend(keys.drain()),
-                    None => inner.changed.extend(keys.drain()),
-                }
-                Err(error)
-            }
+            return Err(error);
         }
+        let metrics = &self.machine.metrics;
+        metrics.checkpoint_seconds.observe(start.elapsed().as_secs_f64());
+        if let Ok(bytes) = self.disk.engine().bytes_on_disk() {
+            metrics.db_bytes.set(bytes as i64);
+        }
+        tracing::debug!(keys = keys.len(), revision = state.space.revision.0, "checkpoint written");
+        let mut inner = self.machine.lock();
+        self.machine.checkpointed.send_replace(state.applied.map_or(0, |id| id.index));
+        inner.bytes_since_given_back += bytes;
+        if inner.bytes_since_given_back >= GIVE_BACK_AFTER_BYTES {
+            inner.bytes_since_given_back = 0;
+            self.machine.much_written.notify_one();
+        }
+        Ok(state.clone().snapshot())
     }
 }

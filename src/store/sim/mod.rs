@@ -1,9 +1,11 @@
 //! Groups in a simulated world: one thread, paused time, and a seed that decides on the network, the disks, what breaks
-//! when, and what clients ask. A failing seed prints the command that replays it.
+//! when, and what clients ask. Each world has a process of its own, in which nothing is left to chance; so a failing seed
+//! replays exactly, and prints the command that does.
 //!
 //! `world.rs` runs it; `disk.rs` and `net.rs` stand in for what is outside the process; `history.rs` checks what clients
 //! saw for linearizability, `witness.rs` what watchers saw for gaps, order and repeats.
 
+mod chance;
 pub(crate) mod disk;
 mod history;
 mod net;

@@ -1,7 +1,9 @@
 //! Runs one world: members, clients, and what breaks; then mends everything and looks whether all is as it has to be.
 
 use std::collections::BTreeMap;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use crate::disk::thread::Disk;
 use crate::raft::SimulatedRuntime;
 use crate::raft::log::LogStore;
 use crate::raft::machine::Machine;
+use crate::sim::chance;
 use crate::sim::disk;
 use crate::sim::history::{Did, Operation, Value, is_linearizable};
 use crate::sim::net::Net;
@@ -68,7 +71,7 @@ impl World {
             history: Arc::default(),
             acknowledged: Arc::default(),
             began: Instant::now(),
-            verbose: std::env::var_os("MUSSEL_SIM_SEED").is_some(),
+            verbose: std::env::var_os(SEED).is_some(),
         }
     }
 
@@ -354,6 +357,7 @@ impl World {
             history: self.history.clone(),
             acknowledged: self.acknowledged.clone(),
             began: self.began,
+            verbose: self.verbose,
         }
     }
 
@@ -381,6 +385,7 @@ struct Client {
     history: Arc<Mutex<BTreeMap<u64, Vec<Operation>>>>,
     acknowledged: Arc<Mutex<Vec<(Revision, u64, Value)>>>,
     began: Instant,
+    verbose: bool,
 }
 
 fn value(snapshot: &Snapshot, key: u64) -> (Value, Option<Revision>) {
@@ -415,6 +420,9 @@ impl Client {
 
     fn note(&self, key: u64, did: Did, from: Duration, ended: bool) {
         let to = ended.then(|| self.began.elapsed());
+        if self.verbose {
+            println!("{:>10.6} client {}: key {key} {did:?} {ended}", self.began.elapsed().as_secs_f64(), self.number);
+        }
         self.history.lock().unwrap().entry(key).or_default().push(Operation { did, from, to });
     }
 
@@ -489,51 +497,76 @@ async fn live(seed: u64) {
     }
 }
 
+/// Runs one world in this process, which must not have run another.
 fn run(seed: u64) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(SimulatedRuntime::scope(seed, live(seed)));
+    chance::fix();
+    let world = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(SimulatedRuntime::scope(seed, live(seed)));
+    });
+    if let Err(failed) = world.join() {
+        panic::resume_unwind(failed);
+    }
 }
+
+/// A process that runs one world and tells what happens in it.
+fn replay(seed: u64) -> Output {
+    let this = std::env::current_exe().unwrap();
+    let test = "sim::world::no_world_breaks_a_promise";
+    Command::new(this).args([test, "--exact", "--nocapture"]).env(SEED, seed.to_string()).output().unwrap()
+}
+
+const SEED: &str = "MUSSEL_SIM_SEED";
+const WORLDS: u64 = 100;
 
 /// `MUSSEL_SIM_SEED` replays one world, and tells what happens in it; `MUSSEL_SIM_WORLDS` sets how many there are,
 /// `MUSSEL_SIM_FIRST` the first seed.
 #[test]
 fn no_world_breaks_a_promise() {
     let number = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
-    if let Some(seed) = number("MUSSEL_SIM_SEED") {
+    if let Some(seed) = number(SEED) {
         return run(seed);
     }
     let first = number("MUSSEL_SIM_FIRST").unwrap_or(1);
-    let worlds = number("MUSSEL_SIM_WORLDS").unwrap_or(100);
-    let next = Arc::new(Mutex::new(first));
-    let failed = Arc::new(Mutex::new(Vec::new()));
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-    let threads: Vec<_> = (0..threads)
-        .map(|_| {
-            let (next, failed) = (next.clone(), failed.clone());
-            std::thread::spawn(move || {
+    let worlds = number("MUSSEL_SIM_WORLDS").unwrap_or(WORLDS);
+    let next = AtomicU64::new(first);
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(8) {
+            scope.spawn(|| {
                 loop {
-                    let seed = {
-                        let mut next = next.lock().unwrap();
-                        let seed = *next;
-                        if seed >= first + worlds {
-                            return;
-                        }
-                        *next += 1;
-                        seed
-                    };
-                    if panic::catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + worlds {
+                        return;
+                    }
+                    let told = replay(seed);
+                    if !told.status.success() {
+                        let (out, error) =
+                            (String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
+                        let lines: Vec<_> = out.lines().collect();
                         println!(
-                            "world {seed} breaks a promise; again: MUSSEL_SIM_SEED={seed} cargo test -p mussel-store --lib no_world"
+                            "{}\n{error}\nworld {seed} breaks a promise; again: {SEED}={seed} cargo test -p mussel-store --lib no_world -- --nocapture",
+                            lines[lines.len().saturating_sub(60)..].join("\n")
                         );
                         failed.lock().unwrap().push(seed);
                     }
                 }
-            })
-        })
-        .collect();
-    for thread in threads {
-        thread.join().unwrap();
-    }
-    let failed = failed.lock().unwrap();
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "worlds {failed:?} break a promise");
+}
+
+#[test]
+fn a_world_replays_exactly() {
+    for seed in [39, 40] {
+        let told = |output: &Output| {
+            let out = String::from_utf8_lossy(&output.stdout);
+            out.lines().filter(|line| line.starts_with(' ')).map(str::to_string).collect::<Vec<_>>()
+        };
+        let (once, again) = (told(&replay(seed)), told(&replay(seed)));
+        assert!(once.len() > 10, "{once:?}");
+        assert_eq!(once, again, "world {seed}");
+    }
 }

@@ -3,15 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-use bytes::Bytes;
 use mussel_store::*;
+use support::noise;
+
+mod support;
 
 async fn filled(dir: &Path) {
     let mut config = Config::new(dir);
     config.log_bytes_max = 1;
     let store = Store::open(config).await.unwrap();
     for n in 0..200u32 {
-        let puts = vec![(format!("/k/{n}").into(), Bytes::from(vec![n as u8; 2000]))];
+        let puts = vec![(format!("/k/{n}").into(), noise(n.into(), 2000))];
         store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
     }
     // The first checkpoint follows the first commit by itself; the marker tells when it is there.
@@ -98,6 +100,7 @@ async fn damaged_files_are_named_and_left_alone() {
     filled(dir.path()).await;
     let db = dir.path().join("sled/db");
     let whole = fs::read(&db).unwrap();
+    let identity = fs::read(dir.path().join("identity")).unwrap();
     let last_byte = whole.iter().rposition(|byte| *byte != 0).unwrap();
     // Garbage over the whole file, over its first half, and in one place in the middle of what is used.
     let damages = [
@@ -112,6 +115,8 @@ async fn damaged_files_are_named_and_left_alone() {
         let mut damaged = whole.clone();
         damaged[from..to].iter_mut().enumerate().for_each(|(n, byte)| *byte = *byte ^ (n as u8) ^ 0x5a);
         fs::write(&db, &damaged).unwrap();
+        // A store that opened and was closed again has written a later end into it.
+        fs::write(dir.path().join("identity"), &identity).unwrap();
         match Store::open(Config::new(dir.path())).await {
             // What was damaged is no longer used, then; but nothing may be missing.
             Ok(store) => {
@@ -119,7 +124,7 @@ async fn damaged_files_are_named_and_left_alone() {
                 let snapshot = store.snapshot(Freshness::Linearizable).await.unwrap();
                 for n in 0..200u32 {
                     let versioned = snapshot.get(format!("/k/{n}").as_bytes()).unwrap();
-                    assert_eq!(versioned.value, vec![n as u8; 2000]);
+                    assert_eq!(versioned.value, noise(n.into(), 2000));
                 }
                 store.shutdown().await;
                 assert!(from > 0);
@@ -135,6 +140,7 @@ async fn damaged_files_are_named_and_left_alone() {
         }
     }
     fs::write(&db, &whole).unwrap();
+    fs::write(dir.path().join("identity"), &identity).unwrap();
     let store = Store::open(Config::new(dir.path())).await.unwrap();
     assert_eq!(store.revision(), Revision(200));
     store.shutdown().await;
@@ -142,6 +148,91 @@ async fn damaged_files_are_named_and_left_alone() {
     fs::write(dir.path().join("identity"), "format=2\ncluster=zzz\n").unwrap();
     let error = refusal(dir.path()).await;
     assert!(matches!(&error, OpenError::Corrupt { file, .. } if file.ends_with("identity")), "{error}");
+}
+
+/// What a crash leaves: the store's small files, and the database after each of the last commits.
+struct Crashed {
+    files: Vec<(&'static str, Vec<u8>)>,
+    databases: Vec<Vec<u8>>,
+}
+
+impl Crashed {
+    async fn after(commits: u64, dir: &Path) -> Self {
+        let store = Store::open(Config::new(dir)).await.unwrap();
+        let mut databases = Vec::new();
+        for n in 1..=commits {
+            let puts = vec![(format!("/k/{}", n % 40).into(), noise(n, 900))];
+            store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
+            if n > commits - 20 {
+                databases.push(fs::read(dir.join("sled/db")).unwrap());
+            }
+        }
+        let read = |name| (name, fs::read(dir.join(name)).unwrap());
+        let files = vec![read("identity"), read("sled/conf")];
+        store.shutdown().await;
+        Self { files, databases }
+    }
+
+    /// Where the log ended before the last `back` commits.
+    fn end(&self, back: usize) -> usize {
+        let last = self.databases.last().unwrap();
+        let before = &self.databases[self.databases.len() - 1 - back];
+        let changed = last.iter().zip(before).position(|(last, before)| last != before);
+        changed.unwrap_or(before.len())
+    }
+
+    /// The revision that a store has which begins with `database`.
+    async fn open(&self, dir: &Path, database: &[u8]) -> Result<u64, OpenError> {
+        let _ = fs::remove_dir_all(dir);
+        fs::create_dir_all(dir.join("sled/blobs")).unwrap();
+        for (name, bytes) in &self.files {
+            fs::write(dir.join(name), bytes).unwrap();
+        }
+        fs::write(dir.join("sled/db"), database).unwrap();
+        let store = Store::open(Config::new(dir)).await?;
+        let revision = store.revision().0;
+        store.shutdown().await;
+        Ok(revision)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_after_a_crash_is_told_from_a_torn_end() {
+    const COMMITS: u64 = 400;
+    let dir = tempfile::tempdir().unwrap();
+    let crashed = Crashed::after(COMMITS, &dir.path().join("running")).await;
+    let left = dir.path().join("left");
+    let whole = crashed.databases.last().unwrap();
+    assert_eq!(crashed.open(&left, whole).await.unwrap(), COMMITS);
+    // Torn: the last batch is there in part. That it was acknowledged is known only here.
+    let last = crashed.end(1);
+    for kept in [0, 1, 7, 20, 60, 300, 900] {
+        let mut torn = whole.clone();
+        torn[last + kept..last + 1500].fill(0);
+        let revision = crashed.open(&left, &torn).await.unwrap();
+        assert!(revision >= COMMITS - 1, "{kept} bytes are kept of the last batch, {revision} is there");
+    }
+    // Damaged: something is gone before the last batch.
+    let mut found = 0;
+    for (back, length) in [(2, 1), (2, 40), (5, 300), (10, 3000), (18, 1)] {
+        for fill in [0, 0xff] {
+            let mut damaged = whole.clone();
+            let from = crashed.end(back) + 30;
+            damaged[from..from + length].fill(fill);
+            if damaged == *whole {
+                continue;
+            }
+            let error = match crashed.open(&left, &damaged).await {
+                Ok(revision) => panic!("{length} bytes, {back} batches back: it opened at {revision}"),
+                Err(error) => error,
+            };
+            assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
+            assert!(error.to_string().contains("at offset"), "{error}");
+            assert!(fs::read(left.join("sled/db")).unwrap() == damaged, "the file was changed");
+            found += 1;
+        }
+    }
+    assert!(found >= 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,9 +6,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use mussel_store::*;
-use support::{Mounted, run};
+use support::{Mounted, noise, run};
 
 mod support;
 
@@ -23,7 +22,7 @@ fn config(dir: &Path) -> Config {
 }
 
 fn put(n: u64) -> Txn {
-    let puts = vec![(format!("/k/{}", n % KEYS).into(), Bytes::from(format!("{n:0>60000}")))];
+    let puts = vec![(format!("/k/{}", n % KEYS).into(), noise(n, 60_000))];
     Txn { puts, ..Txn::default() }
 }
 
@@ -32,7 +31,7 @@ async fn check(store: &Store, acknowledged: u64, asked: u64) {
     let snapshot = store.snapshot(Freshness::Local).await.unwrap();
     for n in acknowledged.saturating_sub(KEYS - 1).max(1)..=acknowledged {
         let versioned = snapshot.get(format!("/k/{}", n % KEYS).as_bytes()).unwrap();
-        let found: u64 = std::str::from_utf8(&versioned.value).unwrap().parse().unwrap();
+        let found = u64::from_le_bytes(versioned.value[..8].try_into().unwrap());
         assert!(found == n || found > acknowledged && found <= asked, "{n}: {found}, {acknowledged} was acknowledged");
     }
 }
@@ -160,6 +159,43 @@ async fn a_disk_with_io_errors_loses_nothing_that_was_acknowledged() {
     drop(mounted);
     run("e2fsck", &["-p", "-f", &image]);
     let mounted = Mounted::new(&["-o", "loop", &image], &path("mnt")).unwrap();
+    let store = Store::open(config(&dir)).await.unwrap();
+    check(&store, acknowledged, asked).await;
+    store.commit(put(asked)).await.unwrap();
+    store.shutdown().await;
+    drop(mounted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_that_becomes_read_only_is_survived() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).to_str().unwrap().to_string();
+    let (image, at) = (path("image"), path("mnt"));
+    let Some(mounted) = Mounted::ext4(&image, "64M", &at) else { return };
+    let dir = Path::new(&at).join("store");
+    let store = Store::open(config(&dir)).await.unwrap();
+    for n in 1..=KEYS {
+        store.commit(put(n)).await.unwrap();
+    }
+    // What the kernel does by itself when it finds the file system damaged.
+    if !run("mount", &["-o", "remount,abort", &at]) {
+        eprintln!("SKIPPED: this kernel cannot abort a file system");
+        return;
+    }
+    let (acknowledged, asked) = write_until_refused(&store, KEYS).await;
+    check(&store, acknowledged, asked).await;
+    assert!(store.snapshot(Freshness::Linearizable).await.is_ok());
+    let start = Instant::now();
+    store.shutdown().await;
+    assert!(start.elapsed() < Duration::from_secs(15), "it held up the shutdown");
+    let error = match Store::open(config(&dir)).await {
+        Ok(_) => panic!("it opened"),
+        Err(error) => error,
+    };
+    assert!(error.to_string().contains(&dir.display().to_string()), "{error}");
+    drop(mounted);
+    run("e2fsck", &["-p", "-f", &image]);
+    let mounted = Mounted::new(&["-o", "loop", &image], &at).unwrap();
     let store = Store::open(config(&dir)).await.unwrap();
     check(&store, acknowledged, asked).await;
     store.commit(put(asked)).await.unwrap();

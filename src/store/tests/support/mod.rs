@@ -1,7 +1,25 @@
-//! File systems of a test's own, on loop devices. They need root; a test that cannot have one says that it was skipped.
+//! Values that do not compress, and file systems of a test's own, on loop devices. Those need root; a test that cannot have
+//! one says that it was skipped.
 
 use std::process::{Command, Stdio};
 
+use bytes::Bytes;
+
+/// `length` bytes, or eight if that is more, that begin with `n` and do not compress.
+#[allow(dead_code)] // Not every test that has this module uses all of it.
+pub fn noise(n: u64, length: usize) -> Bytes {
+    let mut bytes = n.to_le_bytes().to_vec();
+    let mut state = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.push((state >> 32) as u8);
+    }
+    bytes.into()
+}
+
+#[allow(dead_code)]
 pub fn run(program: &str, args: &[&str]) -> bool {
     Command::new(program)
         .args(args)
@@ -12,9 +30,11 @@ pub fn run(program: &str, args: &[&str]) -> bool {
 }
 
 /// Unmounts when dropped.
+#[allow(dead_code)]
 pub struct Mounted(String);
 
 impl Mounted {
+    #[allow(dead_code)]
     pub fn new(args: &[&str], at: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         run("mount", &[args, &[at]].concat()).then(|| Self(at.to_string()))
