@@ -119,7 +119,7 @@ impl Keyring {
     }
 
     /// What to store for a value. The value itself where nothing is encrypted.
-    pub fn to_storage(&self, storage_key: &[u8], plain: &Bytes) -> Result<Bytes, TransformError> {
+    pub fn encode(&self, storage_key: &[u8], plain: &Bytes) -> Result<Bytes, TransformError> {
         let Some(name) = self.rule(storage_key).and_then(|rule| rule.writes_with.as_ref()) else {
             return Ok(plain.clone());
         };
@@ -134,7 +134,7 @@ impl Keyring {
     }
 
     /// The value that was stored.
-    pub fn from_storage(&self, storage_key: &[u8], stored: &Bytes) -> Result<Bytes, TransformError> {
+    pub fn decode(&self, storage_key: &[u8], stored: &Bytes) -> Result<Bytes, TransformError> {
         if !stored.starts_with(ENCRYPTED) {
             return match self.rule(storage_key) {
                 Some(rule) if !rule.reads_plain => Err(TransformError::NoProvider { key: text(storage_key) }),
@@ -191,10 +191,10 @@ mod tests {
     fn only_what_is_configured_is_encrypted() {
         let ring = ring(&EncryptionConfiguration::generate());
         let plain = Bytes::from_static(b"{}");
-        assert_eq!(ring.to_storage(b"/registry/configmaps/default/a", &plain).unwrap(), plain);
-        let stored = ring.to_storage(SECRET, &plain).unwrap();
+        assert_eq!(ring.encode(b"/registry/configmaps/default/a", &plain).unwrap(), plain);
+        let stored = ring.encode(SECRET, &plain).unwrap();
         assert!(stored.starts_with(b"k8s:enc:aesgcm:v2:aesgcmkey:"));
-        assert_eq!(ring.from_storage(SECRET, &stored).unwrap(), plain);
+        assert_eq!(ring.decode(SECRET, &stored).unwrap(), plain);
         assert!(ring.guards(SECRET) && Keyring::none().guards(SECRET) && !ring.guards(b"/registry/pods/a/b"));
     }
 
@@ -203,25 +203,24 @@ mod tests {
         let first = EncryptionConfiguration::generate();
         let second = first.with_new_key().rotated();
         let plain = Bytes::from_static(b"{}");
-        let old = ring(&first).to_storage(SECRET, &plain).unwrap();
+        let old = ring(&first).encode(SECRET, &plain).unwrap();
         let ring = ring(&second);
         for stored in [&old, &plain] {
-            assert_eq!(ring.from_storage(SECRET, stored).unwrap(), plain);
+            assert_eq!(ring.decode(SECRET, stored).unwrap(), plain);
             assert!(ring.is_stale(SECRET, stored));
         }
-        assert!(!ring.is_stale(SECRET, &ring.to_storage(SECRET, &plain).unwrap()));
+        assert!(!ring.is_stale(SECRET, &ring.encode(SECRET, &plain).unwrap()));
         let disabled = self::ring(&second.enabled(false));
         assert!(disabled.is_stale(SECRET, &old) && !disabled.is_stale(SECRET, &plain));
-        assert_eq!(disabled.to_storage(SECRET, &plain).unwrap(), plain);
+        assert_eq!(disabled.encode(SECRET, &plain).unwrap(), plain);
     }
 
     #[test]
     fn what_cannot_be_read_says_why() {
         let plain = Bytes::from_static(b"{}");
         let (mine, other) = (EncryptionConfiguration::generate(), EncryptionConfiguration::generate());
-        let stored = ring(&mine).to_storage(SECRET, &plain).unwrap();
-        let message =
-            |ring: &Keyring, key: &[u8], stored: &Bytes| ring.from_storage(key, stored).unwrap_err().to_string();
+        let stored = ring(&mine).encode(SECRET, &plain).unwrap();
+        let message = |ring: &Keyring, key: &[u8], stored: &Bytes| ring.decode(key, stored).unwrap_err().to_string();
         let broken = message(&ring(&other), SECRET, &stored);
         assert!(broken.contains(
             "unable to transform key \"/registry/secrets/default/a\": cipher: message authentication failed"

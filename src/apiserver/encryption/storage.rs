@@ -112,7 +112,7 @@ impl Storage {
             let mut sealed =
                 Txn { preconditions: txn.preconditions.clone(), puts: Vec::new(), deletes: txn.deletes.clone() };
             for (key, value) in &txn.puts {
-                let stored = ring.to_storage(key, value).map_err(|error| unwritable(error.to_string()))?;
+                let stored = ring.encode(key, value).map_err(|error| unwritable(error.to_string()))?;
                 sealed.puts.push((key.clone(), stored));
             }
             let guard = Bytes::from_static(record::KEY);
@@ -307,7 +307,7 @@ impl Versioned<'_> {
     /// When it is encrypted and does not open.
     pub fn value(&self) -> Result<Bytes, TransformError> {
         let Some(transform) = &self.transform else { return Ok(self.stored.clone()) };
-        transform.ring.from_storage(&transform.key, self.stored).map_err(|error| match error {
+        transform.ring.decode(&transform.key, self.stored).map_err(|error| match error {
             TransformError::NoKey { key, .. } if transform.historic => TransformError::Forgotten { key },
             error => error,
         })
@@ -391,10 +391,10 @@ fn decode(commit: &Commit, ring: &Keyring) -> Result<Commit, TransformError> {
     let events = commit.events.iter().map(|event| {
         let mut event = event.clone();
         if let Some(value) = &mut event.value {
-            *value = ring.from_storage(&event.key, value)?;
+            *value = ring.decode(&event.key, value)?;
         }
         if let Some(previous) = &mut event.previous {
-            previous.value = ring.from_storage(&event.key, &previous.value)?;
+            previous.value = ring.decode(&event.key, &previous.value)?;
         }
         Ok(event)
     });
