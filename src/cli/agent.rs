@@ -42,7 +42,7 @@ async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let node_name = node_address::node_name(args.node.node_name.as_deref())?;
     let node_ip = node_address::node_ip(args.node.node_ip, args.node.flannel_iface.as_deref())?;
     let server = balancer::server_address(&args.server).context("--server")?;
-    let token = token(&args.node)?;
+    let token = token(&args.node).await?;
     tracing::info!(version = super::args::VERSION, node = node_name, ip = %node_ip, server, "mussel agent");
     let terminated = process::terminated()?;
 
@@ -86,8 +86,8 @@ async fn run(args: AgentArgs) -> anyhow::Result<()> {
     outcome
 }
 
-fn token(args: &NodeArgs) -> anyhow::Result<Option<Token>> {
-    let text = process::secret(args.token.as_deref(), args.token_file.as_deref())?;
+async fn token(args: &NodeArgs) -> anyhow::Result<Option<Token>> {
+    let text = process::secret(args.token.as_deref(), args.token_file.as_deref()).await?;
     text.map(|text| Token::parse(&text).context("--token")).transpose()
 }
 

@@ -48,10 +48,9 @@ pub fn main(args: &LocalArgs) -> anyhow::Result<()> {
 pub fn running(args: &LocalArgs) -> Option<i32> {
     processes()
         .into_iter()
-        .find(|(_, command)| {
+        .find(|(pid, command)| {
             let words: Vec<&str> = command.iter().map(String::as_str).collect();
-            let is_mussel = words.first().is_some_and(|exe| exe.ends_with("mussel"));
-            let is_node = is_mussel && matches!(words.get(1), Some(&"server" | &"agent"));
+            let is_node = matches!(words.get(1), Some(&"server" | &"agent")) && is_ours(*pid);
             let dir = words.iter().enumerate().find_map(|(at, word)| match *word {
                 "--data-dir" | "-d" => words.get(at + 1).copied(),
                 word => word.strip_prefix("--data-dir="),
@@ -59,6 +58,22 @@ pub fn running(args: &LocalArgs) -> Option<i32> {
             is_node && Path::new(dir.unwrap_or(super::args::DEFAULT_DATA_DIR)) == args.data_dir
         })
         .map(|(pid, _)| pid)
+}
+
+/// Whether a process runs this program: the very file, or, after an upgrade or from elsewhere, one of its name.
+fn is_ours(pid: i32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let exe = |process: &str| format!("/proc/{process}/exe");
+    let file = |process: &str| fs::metadata(exe(process)).ok().map(|file| (file.dev(), file.ino()));
+    let name = |process: &str| {
+        let path = fs::read_link(exe(process)).ok()?;
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        // What the kernel adds when the file was replaced.
+        Some(name.strip_suffix(" (deleted)").map_or(name.clone(), str::to_owned))
+    };
+    let pid = pid.to_string();
+    let same = |ours: Option<String>, theirs: Option<String>| ours.is_some() && ours == theirs;
+    (file("self").is_some() && file("self") == file(&pid)) || same(name("self"), name(&pid))
 }
 
 /// All processes with their command lines.
@@ -187,4 +202,19 @@ fn tree(dir: &Path) -> Vec<PathBuf> {
         at += 1;
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_known_by_its_file_and_not_by_what_it_calls_itself() {
+        use std::os::unix::process::CommandExt;
+        assert!(is_ours(std::process::id().cast_signed()));
+        let mut other = std::process::Command::new("sleep").arg0("/usr/bin/mussel").arg("60").spawn().unwrap();
+        assert!(!is_ours(other.id().cast_signed()));
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
 }

@@ -160,7 +160,8 @@ async fn run(args: ServerArgs) -> anyhow::Result<()> {
     .await?;
     if settings.args.backup.cluster_reset {
         let db = settings.server_dir().join("db");
-        let token = process::secret(settings.args.node.token.as_deref(), settings.args.node.token_file.as_deref())?;
+        let token =
+            process::secret(settings.args.node.token.as_deref(), settings.args.node.token_file.as_deref()).await?;
         return reset::run(&settings.args.backup, &settings.server_dir(), db, token.as_deref()).await;
     }
     let mut parts = Parts::new();
@@ -183,7 +184,8 @@ async fn run(args: ServerArgs) -> anyhow::Result<()> {
     };
     notify::stopping();
     if let Some(store) = &store {
-        group::hand_over(store).await;
+        // Before the parts stop, so that nobody waits for an election, nor controllers for a leader.
+        store.hand_over().await;
     }
     parts.stop().await;
     if let Some(store) = store {
@@ -201,8 +203,8 @@ async fn start(
 ) -> anyhow::Result<()> {
     let args = &settings.args;
     let server_dir = settings.server_dir();
-    let token = process::secret(args.node.token.as_deref(), args.node.token_file.as_deref())?;
-    let agent_token = process::secret(args.agent_token.as_deref(), args.agent_token_file.as_deref())?;
+    let token = process::secret(args.node.token.as_deref(), args.node.token_file.as_deref()).await?;
+    let agent_token = process::secret(args.agent_token.as_deref(), args.agent_token_file.as_deref()).await?;
     let schedule = snapshots::schedule::settle(&args.backup)?;
     let snapshots = Snapshots::open(&args.backup, &server_dir, &settings.node_name)?;
     let entry = group::enter(args.server.as_deref(), token.as_deref(), &settings.cluster, &server_dir).await?;

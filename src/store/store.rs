@@ -259,17 +259,23 @@ impl Store {
         self.shared.disk.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Disk::failed)
     }
 
-    /// Stops everything and closes the database; the directory can be opened again when this returns. Commits that
-    /// wait end with `Stopped`. Works for all handles. A leader hands over first, so that the others need no election.
-    pub async fn shutdown(self) {
+    /// Lets another member lead before this one goes. Does nothing on a member that does not lead, or is alone.
+    pub async fn hand_over(&self) {
         let shared = &self.shared;
         if *shared.leader.borrow() && shared.group.membership().voter_ids().count() > 1 {
             match tokio::time::timeout(HAND_OVER_TIMEOUT, shared.group.lead_transfer(None)).await {
-                Ok(Ok(leader)) => tracing::info!(leader = format!("{leader:016x}"), "handed leadership over"),
-                Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "did not hand leadership over"),
-                Err(_) => tracing::warn!("did not hand leadership over in time"),
+                Ok(Ok(leader)) => tracing::info!(leader = format!("{leader:016x}"), "leadership is handed over"),
+                Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "leadership is not handed over"),
+                Err(_) => tracing::warn!("leadership is not handed over in time"),
             }
         }
+    }
+
+    /// Stops everything and closes the database; the directory can be opened again when this returns. Commits that
+    /// wait end with `Stopped`. Works for all handles. A leader hands over first, so that the others need no election.
+    pub async fn shutdown(self) {
+        self.hand_over().await;
+        let shared = &self.shared;
         shared.stop.cancel();
         shared.machine.stop();
         shared.give_up();

@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import subprocess
+import sys
 
 import lab
 from lab import BINARY, wait_for
@@ -235,7 +236,7 @@ class ThreeServers(lab.ClusterCase):
                 server.start(ready=False)
                 wait_api(server, 90)
         except BaseException:
-            cls.c.explain()
+            print(cls.c.explain(), file=sys.stderr)
             cls.c.down()
             raise
 

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
-use super::backend::{AnyServer, Backend, KubeletDialer, NodeCertificate};
+use super::backend::{Backend, KubeletDialer, NodeCertificate};
 use super::read;
 use crate::config::Config;
 use crate::encryption::Snapshot;
@@ -57,16 +57,12 @@ impl Kubelets {
             let chain = CertificateDer::pem_slice_iter(&config.kubelet_client_cert_pem).collect::<Result<_, _>>()?;
             Some((chain, PrivateKeyDer::from_pem_slice(&config.kubelet_client_key_pem)?))
         };
-        let any_server = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyServer(Arc::clone(&provider))))
-            .with_no_client_auth();
         let kubelets = Self {
             provider,
             verifier,
             identity,
-            any_server: Arc::new(any_server),
+            // Certificates of pods and services behind `https:` are their own affair, as upstream has it.
+            any_server: Arc::new(mussel_client::tls_to_anybody()?),
             dialer: config.kubelet_dialer.clone(),
         };
         // Found out now rather than at the first exec.

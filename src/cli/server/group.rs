@@ -20,8 +20,6 @@ use tokio::time;
 use crate::cli::parts::chain;
 
 const JOIN_RETRY: Duration = Duration::from_secs(2);
-/// On the way out, a leader gives another member this long to take over.
-const HAND_OVER_TIME: Duration = Duration::from_secs(3);
 
 /// How this server comes to its store.
 pub enum Entry {
@@ -86,17 +84,5 @@ pub async fn open(
             tracing::info!(cluster = bootstrap.cluster, members = bootstrap.members.join(","), "joining the group");
             Ok(store)
         }
-    }
-}
-
-/// Lets another member lead before this one goes, so that nobody waits for an election.
-pub async fn hand_over(store: &Store) {
-    if !*store.leader().borrow() || store.members().len() < 2 {
-        return;
-    }
-    match time::timeout(HAND_OVER_TIME, store.transfer_leadership(None)).await {
-        Ok(Ok(_)) => tracing::info!("leadership is handed over"),
-        Ok(Err(error)) => tracing::info!(%error, "leadership is not handed over"),
-        Err(_) => tracing::info!("leadership is not handed over in time"),
     }
 }
