@@ -186,8 +186,10 @@ impl Group {
     pub(crate) async fn note_standing(self: Arc<Self>, disk: Disk) {
         let mut standing = self.machine.standing();
         let mut removed = self.links.removed();
+        let mut told = false;
         loop {
-            if *removed.borrow_and_update() {
+            // Once: it changes the standing, which begins this anew.
+            if *removed.borrow_and_update() && *standing.borrow() != Standing::Removed {
                 self.machine.stands(Standing::Removed);
             }
             let marker = self.machine.marker();
@@ -197,7 +199,7 @@ impl Group {
             } else {
                 self.noted.send_replace(noted);
             }
-            if noted == Standing::Removed {
+            if noted == Standing::Removed && !std::mem::replace(&mut told, true) {
                 tracing::warn!(
                     member = format!("{:016x}", self.member()),
                     "this member was removed from its group; its directory will not open again"
