@@ -69,7 +69,11 @@ fn guard(service_cidr: Cidr, dns: &[IpAddr]) -> String {
     let mut rules =
         format!("*filter\n:{GUARD} - [0:0]\n-A {GUARD} -d {service_cidr} -m addrtype ! --dst-type LOCAL -j REJECT\n");
     for address in dns.iter().filter(|address| address.is_ipv4()) {
-        rules.push_str(&format!("-A {GUARD} -s {address} -p icmp -m icmp --icmp-type port-unreachable -j DROP\n"));
+        // By what was asked and not by who refuses: the refusals of all Services may carry this address.
+        rules.push_str(&format!(
+            "-A {GUARD} -p icmp -m icmp --icmp-type port-unreachable -m conntrack --ctproto udp --ctorigdst {address} \
+             --ctorigdstport 53 -j DROP\n"
+        ));
     }
     rules.push_str("COMMIT\n");
     rules

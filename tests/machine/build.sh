@@ -28,7 +28,7 @@ DEBIAN_FRONTEND=noninteractive timeout 1800 chroot "$root" apt-get install -y -q
     "linux-image-cloud-$arch" initramfs-tools $packages
 if [ -n "$foreign" ]; then
     # What the tests bring along, for that architecture.
-    timeout 300 chroot "$root" sh -c 'cd /tmp && apt-get download -qq kubernetes-client busybox-static && for deb in ./*.deb; do dpkg-deb -x "$deb" /tmp/tools; done'
+    timeout 300 chroot "$root" sh -c 'cd /tmp && apt-get download -qq kubectl busybox-static && for deb in ./*.deb; do dpkg-deb -x "$deb" /tmp/tools; done'
     cp "$root/tmp/tools/usr/bin/kubectl" "$dir/kubectl"
     cp "$(find "$root/tmp/tools" -type f -name busybox)" "$dir/busybox"
     rm -rf "$root/tmp/tools" "$root"/tmp/*.deb

@@ -266,7 +266,7 @@ fn follow(api: Arc<Api>, target: Target, selector: String, since: u64) -> Respon
                 let fits = resource == target.resource
                     && (target.namespace.is_empty() || namespace == target.namespace)
                     && matches(&object, &selector);
-                if fits && sender.send(Ok(format!("{}\n", json!({"type": kind, "object": object})))).await.is_err() {
+                if fits && sender.send(Ok(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n"))).await.is_err() {
                     return;
                 }
             }

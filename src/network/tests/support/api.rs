@@ -125,7 +125,7 @@ impl Api {
                         return None;
                     }
                     if let Some((kind, node)) = inner.history.get(at) {
-                        let line = format!("{}\n", json!({"type": kind, "object": node}));
+                        let line = format!("{{\"type\":\"{kind}\",\"object\":{node}}}\n");
                         drop(inner);
                         let frame = http_body::Frame::data(Bytes::from(line));
                         return Some((Ok::<_, Infallible>(frame), (api, changed, at + 1)));
