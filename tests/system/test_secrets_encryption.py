@@ -39,13 +39,27 @@ def password(machine, name):
     return base64.b64decode(machine.out("get", "secret", name, "-o", "jsonpath={.data.password}")).decode()
 
 
+# What each compressed value in a store begins with.
+ZSTD = b"\x28\xb5\x2f\xfd"
+FRAME_MAX = 256 << 10
+
+
+def unpacked(content):
+    """All that zstd has packed inside of a file; what follows a value is no zstd, which is of no interest."""
+    at = content.find(ZSTD)
+    while at >= 0:
+        yield subprocess.run(["zstd", "-dcq"], input=content[at:at + FRAME_MAX], capture_output=True).stdout
+        at = content.find(ZSTD, at + 1)
+
+
 def found_in(folder, *needles):
-    """The files in which one of the texts stands."""
+    """The files in which one of the texts stands, as it is or compressed."""
     found = []
     for path in glob.glob(folder + "/**", recursive=True):
         if os.path.isfile(path):
             with open(path, "rb") as file:
                 content = file.read()
+            content = b"\n".join([content, *unpacked(content)])
             found += [path for needle in needles if needle.encode() in content]
     return found
 
