@@ -230,7 +230,7 @@ mod tests {
             assert!(matches!(open(Some(&sealed), wrong, new.path()), Err(RestoreError::Token { .. })));
         }
         let full =
-            token::full(&pki::Pki::ensure(&new.path().join("x")).unwrap().server_ca.cert_pem(), "server", "s3cret");
+            token::full(pki::Pki::ensure(&new.path().join("x")).unwrap().server_ca.cert_pem(), "server", "s3cret");
         let other = open(Some(&sealed), Some(&full), new.path());
         assert!(matches!(other, Err(RestoreError::Given(TokenError::OtherCluster { .. }))), "a token of another CA");
         let restoration = open(Some(&sealed), Some("s3cret"), new.path()).unwrap().unwrap();

@@ -30,7 +30,7 @@ if [ -n "$foreign" ]; then
     # What the tests bring along, for that architecture.
     timeout 300 chroot "$root" sh -c 'cd /tmp && apt-get download -qq kubectl busybox-static && for deb in ./*.deb; do dpkg-deb -x "$deb" /tmp/tools; done'
     cp "$root/tmp/tools/usr/bin/kubectl" "$dir/kubectl"
-    cp "$(find "$root/tmp/tools" -type f -name busybox)" "$dir/busybox"
+    cp "$(find "$root/tmp/tools" -type f -path '*/bin/busybox')" "$dir/busybox"
     rm -rf "$root/tmp/tools" "$root"/tmp/*.deb
 fi
 chroot "$root" apt-get clean
