@@ -41,9 +41,9 @@ class ForeignNetwork(lab.Case):
         self.m.start(ready=False)
 
         def ready():
-            node = self.m.json("get", "nodes")["items"][0]
-            return next(c for c in node["status"]["conditions"] if c["type"] == "Ready")
-        said = wait_for("the node to say what it lacks", lambda: "cni plugin not initialized" in ready()["message"] and ready(), 40)
+            conditions = [c for node in self.m.json("get", "nodes")["items"] for c in node["status"]["conditions"]]
+            return next((c for c in conditions if c["type"] == "Ready" and "cni plugin not initialized" in c["message"]), None)
+        said = wait_for("the node to say what it lacks", ready, 40)
         self.assertEqual(said["status"], "False")
         state = self.m.dir + "/plugin"
         self.m.sh(f"mkdir -p {state}")
