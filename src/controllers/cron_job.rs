@@ -19,7 +19,7 @@ use crate::Context;
 use crate::control::{self, Key, follow, follow_keys, key_of, queue_all};
 use crate::error::{Error, Outcome, gone_is_fine, is_already_exists, is_not_found, text};
 use crate::job::is_finished;
-use crate::owner::{Owner, controller_of, is_controlled_by};
+use crate::owner::{Owner, controlled_by, is_controlled_by};
 use crate::pods::is_terminating;
 
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
@@ -45,8 +45,8 @@ pub async fn run(context: Context, stop: CancellationToken) {
     };
     let on_job = |change: &Change<Job>| {
         let (Change::Applied { new: job, .. } | Change::Deleted(job)) = change else { return };
-        if let Some(owner) = controller_of(&job.metadata).filter(|owner| owner.kind == "CronJob") {
-            queue.add((job.metadata.namespace.clone().unwrap_or_default(), owner.name.clone()));
+        if let Some(key) = controlled_by(&job.metadata, "CronJob") {
+            queue.add(key);
         }
     };
     let resync = || queue_all(&crons, &queue);

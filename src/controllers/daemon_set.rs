@@ -23,7 +23,7 @@ use crate::control::{self, Key, follow, follow_keys, key_of, queue_all};
 use crate::deployment::scaled;
 use crate::error::{Error, Outcome, gone_is_fine, is_not_found};
 use crate::expectations::Expectations;
-use crate::owner::{Owner, claim, controller_of};
+use crate::owner::{Owner, claim, controlled_by};
 use crate::pods::{self, PodControl};
 use crate::revision;
 
@@ -73,33 +73,8 @@ pub async fn run(context: Context, stop: CancellationToken) {
             _ => queue_all(&sets, &queue),
         }
     };
-    let owner_key = |pod: &Pod| {
-        let owner = controller_of(&pod.metadata).filter(|owner| owner.kind == "DaemonSet")?;
-        Some((pod.metadata.namespace.clone().unwrap_or_default(), owner.name.clone()))
-    };
-    let on_pod = |change: &Change<Pod>| match change {
-        Change::Applied { old, new } => {
-            if let Some(key) = owner_key(new) {
-                if old.is_none() {
-                    expectations.created(&key);
-                }
-                if new.metadata.deletion_timestamp.is_some() {
-                    expectations.deleted(&key, new.metadata.uid.as_deref().unwrap_or_default());
-                }
-                queue.add(key);
-            }
-            if let Some(key) = old.as_deref().and_then(owner_key) {
-                queue.add(key);
-            }
-        }
-        Change::Deleted(pod) => {
-            if let Some(key) = owner_key(pod) {
-                expectations.deleted(&key, pod.metadata.uid.as_deref().unwrap_or_default());
-                queue.add(key);
-            }
-        }
-        Change::Resync => {}
-    };
+    let owner = |pod: &Pod| controlled_by(&pod.metadata, "DaemonSet");
+    let on_pod = |change: &Change<Pod>| expectations.pod_changed(change, owner, &queue);
     tokio::join!(
         follow_keys(sets.clone(), queue.clone(), stop.clone()),
         follow(nodes.clone(), stop.clone(), on_node, resync),

@@ -7,6 +7,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
+use mussel_client::{Change, WorkQueue};
 use tokio::time::Instant;
 
 use crate::control::Key;
@@ -63,6 +65,35 @@ impl Expectations {
     pub fn deleted(&self, key: &Key, uid: &str) {
         if let Some(expected) = self.lock().get_mut(key) {
             expected.deletions.remove(uid);
+        }
+    }
+
+    /// Takes note of what became of a Pod, and queues whose it is and whose it was: the owner that lost it to another has
+    /// to look, too.
+    pub fn pod_changed(&self, change: &Change<Pod>, owner: impl Fn(&Pod) -> Option<Key>, queue: &WorkQueue<Key>) {
+        let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
+        match change {
+            Change::Applied { old, new } => {
+                if let Some(key) = owner(new) {
+                    if new.metadata.deletion_timestamp.is_some() {
+                        self.deleted(&key, &uid(new));
+                    }
+                    if old.is_none() {
+                        self.created(&key);
+                    }
+                    queue.add(key);
+                }
+                if let Some(key) = old.as_deref().and_then(owner) {
+                    queue.add(key);
+                }
+            }
+            Change::Deleted(pod) => {
+                if let Some(key) = owner(pod) {
+                    self.deleted(&key, &uid(pod));
+                    queue.add(key);
+                }
+            }
+            Change::Resync => {}
         }
     }
 

@@ -27,7 +27,7 @@ use crate::Context;
 use crate::control::{self, Key, follow, follow_keys, key_of, queue_all};
 use crate::error::{Error, Outcome, gone_is_fine, is_not_found};
 use crate::expectations::Expectations;
-use crate::owner::{Owner, claim, controller_of};
+use crate::owner::{Owner, claim, controlled_by};
 use crate::pods::{self, PodControl, until};
 
 const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
@@ -70,32 +70,8 @@ pub async fn run(context: Context, stop: CancellationToken) {
         expectations.forget_all();
         queue_all(&jobs, &queue);
     };
-    let owner_key = |pod: &Pod| {
-        let owner = controller_of(&pod.metadata).filter(|owner| owner.kind == "Job")?;
-        Some((pod.metadata.namespace.clone().unwrap_or_default(), owner.name.clone()))
-    };
-    let on_pod = |change: &Change<Pod>| match change {
-        Change::Applied { old, new } => {
-            if let Some(key) = owner_key(new) {
-                if old.is_none() {
-                    expectations.created(&key);
-                }
-                if new.metadata.deletion_timestamp.is_some() {
-                    expectations.deleted(&key, new.metadata.uid.as_deref().unwrap_or_default());
-                }
-                queue.add(key);
-            } else if let Some(key) = old.as_deref().and_then(owner_key) {
-                queue.add(key);
-            }
-        }
-        Change::Deleted(pod) => {
-            if let Some(key) = owner_key(pod) {
-                expectations.deleted(&key, pod.metadata.uid.as_deref().unwrap_or_default());
-                queue.add(key);
-            }
-        }
-        Change::Resync => {}
-    };
+    let owner = |pod: &Pod| controlled_by(&pod.metadata, "Job");
+    let on_pod = |change: &Change<Pod>| expectations.pod_changed(change, owner, &queue);
     tokio::join!(
         follow_keys(jobs.clone(), queue.clone(), stop.clone()),
         follow(pods.clone(), stop.clone(), on_pod, resync),
@@ -480,8 +456,7 @@ impl Controller {
 
     async fn release_orphans(&self, key: &Key) -> Outcome {
         for pod in self.pods.list_in(&key.0) {
-            let ours = controller_of(&pod.metadata).is_some_and(|owner| owner.kind == "Job" && owner.name == key.1);
-            if ours && has_finalizer(&pod) {
+            if controlled_by(&pod.metadata, "Job").as_ref() == Some(key) && has_finalizer(&pod) {
                 self.release(&pod).await?;
             }
         }

@@ -11,6 +11,7 @@ use kube::{Api, Client, Resource};
 use mussel_client::informer::Kind;
 use serde_json::json;
 
+use crate::control::Key;
 use crate::error::{Error, is_not_found};
 
 /// The object a pass is about, as owner of others.
@@ -65,6 +66,12 @@ impl Owner {
 
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
     meta.owner_references.as_ref()?.iter().find(|reference| reference.controller == Some(true))
+}
+
+/// Where the controller of that kind is, if it has one.
+pub fn controlled_by(meta: &ObjectMeta, kind: &str) -> Option<Key> {
+    let owner = controller_of(meta).filter(|owner| owner.kind == kind)?;
+    Some((meta.namespace.clone().unwrap_or_default(), owner.name.clone()))
 }
 
 pub fn is_controlled_by(meta: &ObjectMeta, uid: &str) -> bool {

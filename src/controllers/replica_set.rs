@@ -114,36 +114,15 @@ fn pod_changed<K: Replicated>(
             .is_none_or(|set| set.meta().uid.as_deref() == Some(reference.uid.as_str()))
             .then_some(key)
     };
-    match change {
-        Change::Applied { old, new } => {
-            let uid = new.metadata.uid.as_deref().unwrap_or_default();
-            if let Some(key) = owner_key(new) {
-                if new.metadata.deletion_timestamp.is_some() {
-                    expectations.deleted(&key, uid);
-                }
-                if old.is_none() {
-                    expectations.created(&key);
-                }
-                queue.add(key);
-            } else if controller_of(&new.metadata).is_none() {
-                for set in sets.list_in(new.metadata.namespace.as_deref().unwrap_or_default()) {
-                    if set.view().is_ok_and(|view| matches(&view.selector, &new.metadata)) {
-                        queue.add(key_of(&*set));
-                    }
-                }
-            }
-            // Released, or adopted by another: the former owner has to look.
-            if let Some(key) = old.as_deref().and_then(owner_key) {
-                queue.add(key);
+    expectations.pod_changed(change, owner_key, queue);
+    if let Change::Applied { new, .. } = change
+        && controller_of(&new.metadata).is_none()
+    {
+        for set in sets.list_in(new.metadata.namespace.as_deref().unwrap_or_default()) {
+            if set.view().is_ok_and(|view| matches(&view.selector, &new.metadata)) {
+                queue.add(key_of(&*set));
             }
         }
-        Change::Deleted(pod) => {
-            if let Some(key) = owner_key(pod) {
-                expectations.deleted(&key, pod.metadata.uid.as_deref().unwrap_or_default());
-                queue.add(key);
-            }
-        }
-        Change::Resync => {}
     }
 }
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Context;
 use crate::control::{self, Key, follow, follow_keys, key_of, queue_all};
 use crate::error::{Error, Outcome, gone_is_fine, is_already_exists, is_not_found, text};
-use crate::owner::{Owner, claim, controller_of};
+use crate::owner::{Owner, claim, controlled_by};
 use crate::{pods, revision};
 
 const HASH: &str = "controller-revision-hash";
@@ -48,8 +48,8 @@ pub async fn run(context: Context, stop: CancellationToken) {
     };
     let on_pod = |change: &Change<Pod>| {
         let (Change::Applied { new: pod, .. } | Change::Deleted(pod)) = change else { return };
-        if let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == "StatefulSet") {
-            queue.add((pod.metadata.namespace.clone().unwrap_or_default(), owner.name.clone()));
+        if let Some(key) = controlled_by(&pod.metadata, "StatefulSet") {
+            queue.add(key);
         }
     };
     let resync = || queue_all(&sets, &queue);
