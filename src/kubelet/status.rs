@@ -225,6 +225,11 @@ fn container_status(
     status
 }
 
+/// Why any container of the pod, an init container too, does not run yet.
+fn not_yet(pod: &Pod) -> &'static str {
+    if pod::init_containers(pod).is_empty() { "ContainerCreating" } else { "PodInitializing" }
+}
+
 fn from_seen(
     inputs: &Inputs,
     container: &Container,
@@ -251,7 +256,7 @@ fn from_seen(
         },
         v1::ContainerState::ContainerExited => terminated(inputs, container, seen),
         // Made but not started: its start failed, or is under way.
-        _ => waiting("ContainerCreating", None),
+        _ => waiting(not_yet(inputs.pod), None),
     });
     if let Some(previous) = inputs.observed.previous(&container.name) {
         status.last_state = Some(terminated(inputs, container, previous));
@@ -312,9 +317,7 @@ fn from_seen(
 
 /// The runtime knows no such container: it was never made, or it was cleaned away.
 fn from_nothing(inputs: &Inputs, kind: Kind, old: Option<&ContainerStatus>, status: &mut ContainerStatus) {
-    let has_inits = !pod::init_containers(inputs.pod).is_empty();
-    let reason = if has_inits && kind != Kind::Init { "PodInitializing" } else { "ContainerCreating" };
-    status.state = Some(waiting(reason, None));
+    status.state = Some(waiting(not_yet(inputs.pod), None));
     let Some(old) = old else { return };
     status.restart_count = old.restart_count;
     if let Some(state) = old.state.clone().filter(|s| s.terminated.is_some()) {

@@ -170,7 +170,10 @@ fn a_container_that_never_was_says_why() {
     let status = run(&pod("Always", &[], &["a"]), &seen(""), &[("a", "ErrImagePull")], false, None);
     let state = status.container_statuses.as_ref().unwrap()[0].state.clone().unwrap();
     assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("ErrImagePull"));
+    // Init containers, too, wait for the pod to be initialized.
     let status = run(&pod("Always", &["i"], &["a"]), &seen(""), &[], false, None);
-    let state = status.container_statuses.unwrap()[0].state.clone().unwrap();
-    assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("PodInitializing"));
+    for list in [status.container_statuses, status.init_container_statuses] {
+        let state = list.unwrap()[0].state.clone().unwrap();
+        assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("PodInitializing"));
+    }
 }
