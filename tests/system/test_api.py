@@ -3,6 +3,7 @@
 import json
 
 import lab
+from lab import wait_for
 
 
 class Endpoints(lab.Case):
@@ -44,6 +45,15 @@ class Endpoints(lab.Case):
         self.assertTrue(node["spec"]["podCIDR"].startswith("10.42."))
         row = self.m.out("get", "nodes").splitlines()[1].split()
         self.assertEqual(row[:3], ["node", "Ready", "control-plane"])
+
+    def test_the_lease_goes_with_the_node(self):
+        node = self.m.json("get", "node", "node")
+        def owners():
+            lease = self.m.json("get", "lease", "node", "-n", "kube-node-lease")
+            return lease["metadata"].get("ownerReferences")
+        # The first lease may be older than the node; the next, 10 s later, is not.
+        owner = wait_for("the lease to have an owner", owners, 30)
+        self.assertEqual([(o["kind"], o["uid"]) for o in owner], [("Node", node["metadata"]["uid"])])
 
     def test_kubeconfig_is_private(self):
         self.assertEqual(self.m.sh(f"stat -c %a {self.m.kubeconfig}").strip(), "600")

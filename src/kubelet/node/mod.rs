@@ -292,26 +292,32 @@ async fn renew(shared: &Shared, api: &Api<Lease>, name: &str, known: Option<Leas
         Some(lease) => Some(lease),
         None => api.get_opt(name).await?,
     };
+    // The lease goes with its node. At first it may be there before this node has heard of its own object.
+    let node = shared.node.get("", name);
+    let owners = node.and_then(|n| n.metadata.uid.clone()).map(|uid| {
+        vec![OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: name.to_owned(),
+            uid,
+            ..Default::default()
+        }]
+    });
     if let Some(mut lease) = found {
+        if lease.metadata.owner_references.as_ref().is_none_or(Vec::is_empty) {
+            lease.metadata.owner_references = owners;
+        }
         let spec = lease.spec.get_or_insert_default();
         spec.renew_time = Some(now);
         spec.holder_identity = Some(name.to_owned());
         spec.lease_duration_seconds = Some(LEASE_SECONDS);
         return api.replace(name, &PostParams::default(), &lease).await;
     }
-    let node = shared.node.get("", name);
-    let owner = node.and_then(|n| n.metadata.uid.clone()).map(|uid| OwnerReference {
-        api_version: "v1".into(),
-        kind: "Node".into(),
-        name: name.to_owned(),
-        uid,
-        ..Default::default()
-    });
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(LEASE_NAMESPACE.into()),
-            owner_references: owner.map(|o| vec![o]),
+            owner_references: owners,
             ..Default::default()
         },
         spec: Some(LeaseSpec {
