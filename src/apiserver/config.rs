@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::connect::KubeletDialer;
 use crate::encryption::Vault;
@@ -46,6 +47,13 @@ pub struct Config {
     /// Turn encryption on, if that was never decided.
     pub secrets_encryption: bool,
 
+    /// Whether tokens that pods ask for outlive clients which never read them again.
+    pub extend_tokens: bool,
+    /// How long Pods that do not say so stay on a node that is not ready, and on one that is not reachable.
+    pub not_ready_seconds: i64,
+    pub unreachable_seconds: i64,
+    pub event_ttl: Duration,
+
     /// Admission plugins to leave out, by name.
     pub disable_admission: Vec<String>,
     /// Requests of ordinary users worked on at the same time.
@@ -86,6 +94,10 @@ impl Default for Config {
             kubelet_dialer: None,
             vault: None,
             secrets_encryption: false,
+            extend_tokens: true,
+            not_ready_seconds: 300,
+            unreachable_seconds: 300,
+            event_ttl: Duration::from_secs(3600),
             disable_admission: Vec::new(),
             mutating_in_flight_max: 200,
             read_only_in_flight_max: 400,

@@ -35,7 +35,7 @@ pub use api_server::{ApiServer, StartError};
 pub use config::{Config, Ipv4Cidr};
 pub use context::Context;
 pub use handler::{Body, Query, Request, RequestInfo, Response, UserInfo, Warnings};
-pub use server::{Answer, PeerTls, ServerTls, ServingCert};
+pub use server::{Answer, OldestTls, PeerTls, ServerTls, ServingCert};
 pub use status::Status;
 
 mod api_server;

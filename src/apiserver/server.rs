@@ -102,6 +102,25 @@ pub struct ServerTls {
     peer_ca: Option<Arc<dyn ClientCertVerifier>>,
 }
 
+/// The oldest version of TLS that is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OldestTls {
+    #[default]
+    V12,
+    V13,
+}
+
+const ONLY_V13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+impl OldestTls {
+    fn versions(self) -> &'static [&'static rustls::SupportedProtocolVersion] {
+        match self {
+            Self::V12 => rustls::DEFAULT_VERSIONS,
+            Self::V13 => ONLY_V13,
+        }
+    }
+}
+
 /// What is shown to other servers, and whom of them to believe.
 pub struct PeerTls<'a> {
     pub certificate: Arc<dyn ResolvesServerCert>,
@@ -153,7 +172,7 @@ impl ServerTls {
         client_ca_pem: &[u8],
         request_header_ca_pem: Option<&[u8]>,
     ) -> Result<Self, TlsError> {
-        Self::with_peers(certificate, client_ca_pem, request_header_ca_pem, None)
+        Self::with_peers(certificate, client_ca_pem, request_header_ca_pem, None, OldestTls::default())
     }
 
     /// As [`ServerTls::new`], and other servers are let in.
@@ -165,6 +184,7 @@ impl ServerTls {
         client_ca_pem: &[u8],
         request_header_ca_pem: Option<&[u8]>,
         peers: Option<PeerTls<'_>>,
+        oldest: OldestTls,
     ) -> Result<Self, TlsError> {
         let cas = ClientCas::new(client_ca_pem, request_header_ca_pem)?;
         let mut protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -178,7 +198,7 @@ impl ServerTls {
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(oldest.versions())
             .map_err(TlsError::Unfit)?
             .with_client_cert_verifier(Arc::new(AnyCertificate::new()))
             .with_cert_resolver(certificate);

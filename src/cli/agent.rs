@@ -10,18 +10,20 @@ use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use mussel_apiserver::ServingCert;
-use mussel_client::{ClientIdentity, ClusterTls, Informers, over_cluster_tls};
+use mussel_client::{ClientIdentity, ClusterTls, Informers, Recorder, over_cluster_tls};
 use mussel_cluster::balancer::{self, Balancer};
 use mussel_cluster::join::{AgentJoin, Identity, JoinError, Reasons};
 use mussel_cluster::protocol::Certificate;
 use mussel_cluster::token::Token;
 use mussel_cluster::tunnel::TunnelClient;
-use mussel_cluster::{files, kubeconfig};
+use mussel_cluster::{expiry, files, kubeconfig};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{AgentArgs, NodeArgs};
+use super::components::{self, KubeletArguments, Unused};
 use super::node::{self, KUBELET_PORT, NodeConfig};
+use super::node_address::OwnAddress;
 use super::parts::{Parts, chain};
 use super::{node_address, notify, preflight, process};
 
@@ -38,11 +40,14 @@ pub fn main(args: AgentArgs) -> anyhow::Result<()> {
 }
 
 async fn run(args: AgentArgs) -> anyhow::Result<()> {
-    let node_name = node_address::node_name(args.node.node_name.as_deref())?;
+    let node_name = node_address::node_name(&args.node)?;
     let node_ip = node_address::node_ip(args.node.node_ip, args.node.flannel_iface.as_deref())?;
+    let mut unused = Unused::default();
+    let kubelet = components::node(&args.node, &mut unused)?;
     let server = balancer::server_address(&args.server).context("--server")?;
     let token = token(&args.node).await?;
     tracing::info!(version = super::args::VERSION, node = node_name, ip = %node_ip, server, "mussel agent");
+    unused.log();
     let terminated = process::terminated()?;
 
     // First what refuses to start, before anything is written.
@@ -66,7 +71,7 @@ async fn run(args: AgentArgs) -> anyhow::Result<()> {
     parts.start_infallible("balancer", |stop| balancer.run(listener, stop));
     tokio::pin!(terminated);
     let started = tokio::select! {
-        started = start(&args, join, &mut parts) => started.map(|()| true),
+        started = start(&args, &kubelet, join, &mut parts) => started.map(|()| true),
         () = &mut terminated => Ok(false),
     };
     let outcome = match started {
@@ -90,7 +95,12 @@ async fn token(args: &NodeArgs) -> anyhow::Result<Option<Token>> {
     text.map(|text| Token::parse(&text).context("--token")).transpose()
 }
 
-async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::Result<()> {
+async fn start(
+    args: &AgentArgs,
+    kubelet_arguments: &KubeletArguments,
+    join: AgentJoin,
+    parts: &mut Parts,
+) -> anyhow::Result<()> {
     let (identity, is_new) = identity(&join).await?;
     let shown = Shown::new(&identity)?;
     let local = join.local.to_string();
@@ -123,11 +133,14 @@ async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::
     };
     parts.start_infallible("tunnels", |stop| tunnels.run(stop));
 
+    let recorder = Recorder::new(client.clone(), "mussel", &join.node_name);
+    let (node_name, nodes) = (join.node_name.clone(), informers.of());
     let node = NodeConfig {
         node_name: join.node_name.clone(),
         node_ip: join.node_ips[0],
         cluster: &identity.settings,
         args: &args.node,
+        kubelet: kubelet_arguments,
         client,
         informers,
         kubelet_certificate: Arc::clone(&shown.serving),
@@ -135,7 +148,11 @@ async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::
     };
     node::start(node, parts).await?;
     notify::ready();
-    parts.start("certificates", |stop| renew(join, identity, shown, is_new, stop));
+    let (ip, interface) = (args.node.node_ip, args.node.flannel_iface.clone());
+    let own_ip = move || node_address::node_ip(ip, interface.as_deref());
+    parts.start("certificates", |stop| renew(own_ip, join, identity, shown, is_new, stop));
+    let certificates = args.node.local.data_dir.join("agent");
+    parts.start_infallible("expiry", |stop| expiry::watch(certificates, recorder, node_name, nodes, stop));
     Ok(())
 }
 
@@ -143,6 +160,11 @@ async fn start(args: &AgentArgs, join: AgentJoin, parts: &mut Parts) -> anyhow::
 /// to run its pods; but a server that is there may say that another machine has taken its place.
 async fn identity(join: &AgentJoin) -> anyhow::Result<(Identity, bool)> {
     let Some(kept) = Identity::load(&join.dir)? else { return Ok((joined(join).await, true)) };
+    if let Some(before) = kept.node_name().filter(|before| *before != join.node_name) {
+        tracing::info!(before, now = join.node_name, "this machine has another name; it joins as another node");
+        Identity::forget(&join.dir)?;
+        return Ok((joined(join).await, true));
+    }
     match time::timeout(HEAD_START, join.attempt()).await {
         Ok(Ok(joined)) => Ok((joined.identity, true)),
         Ok(Err(error @ JoinError::NameTaken { .. })) => {
@@ -202,12 +224,13 @@ impl Shown {
     }
 }
 
-/// Asks for new certificates: now, unless they are new, then every [`RENEW_EVERY`].
+/// Asks for new certificates: now, unless they are new, then every [`RENEW_EVERY`], and when this machine gets another address.
 ///
 /// # Errors
 /// When another machine has this node's name: two kubelets must not act as one node.
 async fn renew(
-    join: AgentJoin,
+    own_ip: impl Fn() -> anyhow::Result<IpAddr>,
+    mut join: AgentJoin,
     identity: Identity,
     shown: Shown,
     is_new: bool,
@@ -215,10 +238,12 @@ async fn renew(
 ) -> Result<(), JoinError> {
     let mut wait = if is_new { RENEW_EVERY } else { Duration::ZERO };
     let mut reasons = Reasons::default();
+    let mut addresses = OwnAddress::watch(join.node_ips[0]);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = time::sleep(wait) => {}
+            ip = addresses.changed(&own_ip) => join.node_ips = vec![ip],
         }
         let attempt = tokio::select! {
             () = stop.cancelled() => return Ok(()),

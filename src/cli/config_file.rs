@@ -4,9 +4,10 @@
 //! it. A file that does not exist is no error.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use serde_json::Value;
 
 use super::args::{Cli, DEFAULT_CONFIG};
@@ -23,14 +24,41 @@ pub enum ConfigFileError {
 
 /// The arguments with those of the config file put behind the subcommand, and the unknown keys that were skipped.
 pub fn expand(args: Vec<String>) -> Result<(Vec<String>, Vec<String>), ConfigFileError> {
-    let Some(position) = args.iter().skip(1).position(|arg| arg == "server" || arg == "agent") else {
+    let mut command = Cli::command();
+    // Only then do subcommands know the arguments that are theirs by their parents.
+    command.build();
+    let (position, command) = subcommand(&args, &command);
+    if position == 1 {
         return Ok((args, Vec::new()));
-    };
-    let (head, tail) = args.split_at(position + 2);
-    let path = std::env::var("MUSSEL_CONFIG_FILE").ok().or_else(|| named(tail));
+    }
+    let (head, tail) = args.split_at(position);
+    let is_node = matches!(args[1].as_str(), "server" | "agent");
+    let path = std::env::var("MUSSEL_CONFIG_FILE").ok().or_else(|| named(tail).filter(|_| is_node));
     let path = path.or_else(|| std::env::var("MUSSEL_CONFIG").ok());
-    let (flags, skipped) = flags(Path::new(path.as_deref().unwrap_or(DEFAULT_CONFIG)), &head[head.len() - 1])?;
-    Ok(([head, &flags, tail].concat(), skipped))
+    let path = path.unwrap_or_else(|| DEFAULT_CONFIG.to_owned());
+    if is_node {
+        let (flags, skipped) = flags(Path::new(&path), command, None)?;
+        return Ok(([head, &flags, tail].concat(), skipped));
+    }
+    let flags = match flags(Path::new(&path), command, Some(&OF_TOOLS)) {
+        Ok((flags, _)) => flags,
+        // Not everybody may read it, and most tools do without.
+        Err(ConfigFileError::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    Ok(([head, &flags, tail].concat(), Vec::new()))
+}
+
+/// What tools take from the config file: where things are on this machine.
+const OF_TOOLS: [&str; 4] = ["data-dir", "run-dir", "cgroup-root", "debug"];
+
+/// Where the arguments of the innermost subcommand begin, and that subcommand.
+fn subcommand<'c>(args: &[String], whole: &'c Command) -> (usize, &'c Command) {
+    let (mut position, mut command) = (1, whole);
+    while let Some(inner) = args.get(position).and_then(|arg| command.find_subcommand(arg)) {
+        (position, command) = (position + 1, inner);
+    }
+    (position, command)
 }
 
 /// The value of `--config` on the command line.
@@ -41,22 +69,23 @@ fn named(args: &[String]) -> Option<String> {
     })
 }
 
-fn flags(path: &Path, subcommand: &str) -> Result<(Vec<String>, Vec<String>), ConfigFileError> {
+/// `only` leaves all other keys aside.
+fn flags(path: &Path, command: &Command, only: Option<&[&str]>) -> Result<(Vec<String>, Vec<String>), ConfigFileError> {
     let mut merged = BTreeMap::new();
     for file in files(path)? {
         merge(&mut merged, &file)?;
     }
-    let command = Cli::command();
     let known = |key: &str| {
-        command.find_subcommand(subcommand).is_some_and(|command| {
-            command.get_arguments().any(|arg| {
-                arg.get_long() == Some(key) || (key.chars().count() == 1 && arg.get_short() == key.chars().next())
-            })
+        command.get_arguments().any(|arg| {
+            arg.get_long() == Some(key)
+                || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&key))
+                || (key.chars().count() == 1 && arg.get_short() == key.chars().next())
         })
     };
+    let wanted = |key: &str| only.is_none_or(|only| only.contains(&key));
     let (mut flags, mut skipped) = (Vec::new(), Vec::new());
     for (key, values) in merged {
-        if !known(&key) {
+        if !wanted(&key) || !known(&key) {
             skipped.push(key);
             continue;
         }
@@ -127,6 +156,30 @@ fn text_of(value: Value) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn of_server(path: &Path) -> Result<(Vec<String>, Vec<String>), ConfigFileError> {
+        flags(path, Cli::command().find_subcommand("server").unwrap(), None)
+    }
+
+    #[test]
+    fn tools_are_told_where_things_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.yaml");
+        std::fs::write(&path, "data-dir: /x\nnode-name: a\ntoken: secret\n").unwrap();
+        let mut command = Cli::command();
+        command.build();
+        for (args, taken) in [
+            (&["mussel", "ctr", "images", "ls", "-q"][..], "--data-dir=/x"),
+            (&["mussel", "etcd-snapshot", "save"], "--data-dir=/x"),
+            (&["mussel", "token", "rotate"], "--data-dir=/x"),
+            (&["mussel", "token", "generate"], ""),
+        ] {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            let (position, inner) = subcommand(&args, &command);
+            assert!(!args[1..position].iter().any(|arg| arg.starts_with('-')), "{args:?}");
+            assert_eq!(flags(&path, inner, Some(&OF_TOOLS)).unwrap().0.join(" "), taken, "{args:?}");
+        }
+    }
+
     #[test]
     fn keys_become_flags_and_dropins_follow() {
         let dir = tempfile::tempdir().unwrap();
@@ -135,7 +188,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("config.yaml.d")).unwrap();
         std::fs::write(dir.path().join("config.yaml.d/1.yaml"), "node-name: b\ntls-san+: z\nhttps-listen-port: 7443\n")
             .unwrap();
-        let (flags, skipped) = flags(&path, "server").unwrap();
+        let (flags, skipped) = of_server(&path).unwrap();
         assert_eq!(
             flags,
             ["--debug=true", "--https-listen-port=7443", "--node-name=b", "--tls-san=x", "--tls-san=y", "--tls-san=z"]
@@ -158,10 +211,10 @@ mod tests {
     #[test]
     fn a_missing_file_is_fine_and_a_broken_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(flags(&dir.path().join("none"), "server").unwrap().0, Vec::<String>::new());
+        assert_eq!(of_server(&dir.path().join("none")).unwrap().0, Vec::<String>::new());
         std::fs::write(dir.path().join("c"), "a: {b: c}").unwrap();
-        assert!(matches!(flags(&dir.path().join("c"), "server"), Err(ConfigFileError::Value { .. })));
+        assert!(matches!(of_server(&dir.path().join("c")), Err(ConfigFileError::Value { .. })));
         std::fs::write(dir.path().join("c"), "a: [").unwrap();
-        assert!(matches!(flags(&dir.path().join("c"), "server"), Err(ConfigFileError::Syntax { .. })));
+        assert!(matches!(of_server(&dir.path().join("c")), Err(ConfigFileError::Syntax { .. })));
     }
 }

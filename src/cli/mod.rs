@@ -5,8 +5,10 @@ mod agent;
 mod args;
 mod certificate;
 mod check_config;
+mod components;
 mod config_file;
 mod ctr;
+mod host_user;
 mod killall;
 mod log;
 mod node;
@@ -23,6 +25,7 @@ mod server;
 mod snapshots;
 mod store;
 mod token;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -38,6 +41,9 @@ pub fn main() -> ExitCode {
     // Before all else: a shim has neither threads nor memory to spare for what follows.
     if args.get(1).is_some_and(|arg| arg == "shim") {
         return exit_code(mussel_runtime::shim::main(args[2..].iter().map(std::ffi::OsString::from)));
+    }
+    if let Some((tool, arguments)) = tools::called(&args) {
+        return fail(&tools::become_tool(tool, arguments));
     }
     let (args, skipped) = match config_file::expand(args) {
         Ok(expanded) => expanded,
@@ -85,7 +91,9 @@ fn run(cli: Cli, skipped: &[String]) -> anyhow::Result<ExitCode> {
             killall::main(&args)?;
         }
         Command::CheckConfig(args) => return Ok(check_config::main(&args)),
-        Command::Shim { .. } => unreachable!("handled before parsing"),
+        Command::Shim { .. } | Command::Kubectl { .. } | Command::Crictl { .. } => {
+            unreachable!("handled before parsing")
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

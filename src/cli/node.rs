@@ -1,5 +1,6 @@
 //! A node: runtime, pod network, kubelet, service proxy and DNS.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +33,9 @@ use tokio::sync::oneshot;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
+use super::args::values::Taint;
 use super::args::{DEFAULT_DATA_DIR, NodeArgs};
+use super::components::KubeletArguments;
 use super::node_config;
 use super::parts::{Parts, chain};
 use super::pod_network::{Adapter, CniAdapter};
@@ -42,9 +45,12 @@ pub const BRIDGE: &str = "cni0";
 const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 const CNI_BIN_DIR: &str = "/opt/cni/bin";
 pub const KUBELET_PORT: u16 = 10250;
-const PODS_MAX: u32 = 110;
+/// In the run folder.
+const CRI_SOCKET: &str = "mussel.sock";
 /// Archives in the images folder are imported before the first pod starts, but do not hold up the node for longer than this.
 const IMPORT_HEAD_START: Duration = Duration::from_secs(30);
+/// What tools that group machines by their kind look at, as k3s' nodes have it.
+const INSTANCE_TYPE: &str = "node.kubernetes.io/instance-type";
 /// In the agent's folder: the node's range as it was last.
 const KEPT_POD_CIDR: &str = "network/pod-cidr";
 const KEPT_SERVICES: &str = "network/services.json";
@@ -55,6 +61,7 @@ pub struct NodeConfig<'a> {
     pub node_ip: IpAddr,
     pub cluster: &'a ClusterSettings,
     pub args: &'a NodeArgs,
+    pub kubelet: &'a KubeletArguments,
     /// Acts as this node.
     pub client: kube::Client,
     pub informers: Informers,
@@ -90,9 +97,11 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
     })?;
     let pods = Arc::new(pods);
     let dns: Vec<IpAddr> = config.cluster.serve_dns.then_some(config.cluster.cluster_dns).into_iter().collect();
-    host::prepare(pods.iptables(), service_cidr, &dns).await.context("prepare the host's network")?;
+    let serves = !config.cluster.disable_kube_proxy;
+    host::prepare(pods.iptables(), service_cidr, &dns, serves).await.context("prepare the host's network")?;
 
-    let resolv_conf = config.args.resolv_conf.clone().unwrap_or_else(host_resolv_conf);
+    let resolv_conf = config.args.resolv_conf.clone().or_else(|| config.kubelet.resolv_conf.clone());
+    let resolv_conf = resolv_conf.unwrap_or_else(host_resolv_conf);
     if config.cluster.serve_dns {
         let dns = Dns::bind(mussel_dns::Config {
             addresses: dns.clone(),
@@ -133,8 +142,20 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
         config.informers.of(),
         config.informers.of(),
     );
-    parts.start_infallible("service proxy", |stop| proxy.run(stop));
+    if serves {
+        parts.start_infallible("service proxy", |stop| proxy.run(stop));
+    } else {
+        // Of a time when Services were ours.
+        host::remove_services(pods.iptables()).await.context("take the rules for Services away")?;
+    }
 
+    let socket = match &config.args.container_runtime_endpoint {
+        Some(endpoint) => endpoint.trim_start_matches("unix://").to_owned(),
+        None => folders.run.join(CRI_SOCKET).display().to_string(),
+    };
+    let crictl = format!("runtime-endpoint: unix://{socket}\nimage-endpoint: unix://{socket}\n");
+    files::create_dir(&folders.agent.join("etc"), 0o755)?;
+    files::write(&folders.agent.join("etc/crictl.yaml"), crictl.as_bytes(), 0o644)?;
     let cri = match &config.args.container_runtime_endpoint {
         Some(endpoint) => Cri::connect(endpoint.trim_start_matches("unix://")),
         None => {
@@ -204,7 +225,7 @@ async fn embedded_runtime(
         parts.start_infallible("image archives", |stop| folder::run(images, dir, report, started, stop));
     }
     {
-        let (runtime, images, socket) = (runtime.clone(), images.clone(), folders.run.join("mussel.sock"));
+        let (runtime, images, socket) = (runtime.clone(), images.clone(), folders.run.join(CRI_SOCKET));
         parts.start("cri", |stop| async move {
             let served = runtime.serve(images, &socket, stop).await;
             runtime.drain().await;
@@ -299,25 +320,41 @@ async fn start_kubelet(
     resolv_conf: PathBuf,
     parts: &mut Parts,
 ) -> anyhow::Result<()> {
-    let args = config.args;
+    let (args, given) = (config.args, config.kubelet);
     // Log shippers look in /var/log/pods; a second node on the machine must not meet the first one's there.
     let pod_logs_dir = match args.local.data_dir == Path::new(DEFAULT_DATA_DIR) {
         true => PathBuf::from("/var/log/pods"),
         false => folders.agent.join("log/pods"),
     };
-    let taints = args.node_taint.iter().map(|taint| k8s_openapi::api::core::v1::Taint {
+    let mut taints: Vec<&Taint> = args.node_taint.iter().chain(&given.taints).collect();
+    let uninitialized = Taint::uninitialized();
+    if given.cloud_provider_external {
+        taints.push(&uninitialized);
+    }
+    let taints = taints.into_iter().map(|taint| k8s_openapi::api::core::v1::Taint {
         key: taint.key.clone(),
         value: Some(taint.value.clone()).filter(|value| !value.is_empty()),
         effect: taint.effect.clone(),
         time_added: None,
     });
     let annotations = node_config::annotations(&config.node_name, config.node_ip, args.node_external_ip);
+    // Another program says which machine this is.
+    let provider_id = match given.cloud_provider_external {
+        true => given.provider_id.clone(),
+        false => given.provider_id.clone().or_else(|| Some(format!("mussel://{}", config.node_name))),
+    };
+    let mut labels = BTreeMap::from([(INSTANCE_TYPE.to_owned(), "mussel".to_owned())]);
+    if given.cloud_provider_external {
+        labels.clear();
+    }
+    labels.extend(given.labels.clone());
+    labels.extend(args.node_label.iter().cloned());
     let kubelet = Kubelet::new(mussel_kubelet::Config {
-        provider_id: Some(format!("mussel://{}", config.node_name)),
+        provider_id,
         node_name: config.node_name,
         node_ips: vec![config.node_ip],
         external_ips: args.node_external_ip.into_iter().collect(),
-        labels: args.node_label.iter().cloned().collect(),
+        labels,
         annotations,
         taints: taints.collect(),
         root_dir: folders.agent.join("kubelet"),
@@ -325,10 +362,10 @@ async fn start_kubelet(
         pod_manifests_dir: folders.agent.join("pod-manifests"),
         run_dir: folders.run.clone(),
         cgroup_root: args.local.cgroup_root.clone(),
-        cluster_dns: vec![config.cluster.cluster_dns],
-        cluster_domain: config.cluster.cluster_domain.clone(),
+        cluster_dns: given.cluster_dns.clone().unwrap_or_else(|| vec![config.cluster.cluster_dns]),
+        cluster_domain: given.cluster_domain.clone().unwrap_or_else(|| config.cluster.cluster_domain.clone()),
         resolv_conf,
-        pods_max: PODS_MAX,
+        tuning: given.tuning.clone(),
         client: config.client,
         informers: config.informers,
         cri,

@@ -7,12 +7,27 @@ use mussel_cluster::bootstrap_data::{self, Restoration};
 use mussel_cluster::files;
 use mussel_store::backup;
 
-use super::args::BackupArgs;
+use super::args::{BackupArgs, ServerArgs};
 
 /// There from a reset until the next ordinary start, so that nobody resets twice by a flag left in a unit file.
 const FLAG: &str = "reset-flag";
 /// What the flag says when the snapshot came to a machine that had nothing of the cluster.
 const SUCCEEDS: &str = "this machine takes the place of another one\n";
+
+/// What cannot be asked for together.
+///
+/// # Errors
+/// With what to leave out.
+pub fn check(args: &ServerArgs) -> anyhow::Result<()> {
+    let backup = &args.backup;
+    if backup.cluster_reset_restore_path.is_some() && !backup.cluster_reset {
+        bail!("--cluster-reset-restore-path needs --cluster-reset");
+    }
+    if backup.cluster_reset && args.server.is_some() {
+        bail!("--cluster-reset makes a cluster of this server alone; take --server away, also from the config file");
+    }
+    Ok(())
+}
 
 pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf, token: Option<&str>) -> anyhow::Result<()> {
     let flag = server_dir.join(FLAG);

@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use mussel_apiserver::{ApiServer, PeerTls, ServerTls, ServingCert};
-use mussel_client::{ClientIdentity, Informers, LeaderGate};
+use mussel_apiserver::{ApiServer, OldestTls, PeerTls, ServerTls, ServingCert};
+use mussel_client::{ClientIdentity, Informers, LeaderGate, Recorder};
 use mussel_cluster::addons::{Bundled, Deployer};
 use mussel_cluster::bootstrap_data::BootstrapData;
 use mussel_cluster::front::Front;
 use mussel_cluster::key_vault::KeyVault;
 use mussel_cluster::node_password::{self, OwnName};
 use mussel_cluster::pki::{Leaf, Pki};
+use mussel_cluster::roles::Role;
 use mussel_cluster::servers::{Record, Servers};
 use mussel_cluster::settings::ClusterSettings;
 use mussel_cluster::supervisor::Supervisor;
 use mussel_cluster::tunnel::Tunnels;
-use mussel_cluster::{bootstrap_tokens, ca_rotation, kubeconfig, token, token_rotation};
-use mussel_network::addresses::AddressWatch;
+use mussel_cluster::{bootstrap_tokens, ca_rotation, expiry, kubeconfig, token, token_rotation};
 use mussel_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -32,17 +32,17 @@ use tokio_util::sync::CancellationToken;
 use group::Entry;
 
 use super::args::ServerArgs;
+use super::components::{self, KubeletArguments, ServerArguments, Unused};
 use super::node::{self, NodeConfig};
+use super::node_address::OwnAddress;
 use super::parts::Parts;
 use super::snapshots::Snapshots;
-use super::{admin, node_address, notify, preflight, process, reset, snapshots};
+use super::{admin, host_user, node_address, notify, preflight, process, reset, snapshots};
 
 /// A group that has a majority has a leader within this.
 const HEAD_START: Duration = Duration::from_secs(5);
 /// Certificates are looked at this often; they are made anew when 120 of their 365 days are left.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
-/// Interfaces that change their address are left alone for this long.
-const ADDRESS_SETTLING: Duration = Duration::from_secs(2);
 /// Pods of one node get a network of this size: 254 addresses.
 const NODE_CIDR_MASK: u8 = 24;
 /// Names for `--disable` of parts that k3s brings as manifests and mussel has built in or not at all.
@@ -64,11 +64,23 @@ struct Settings {
     advertise: IpAddr,
     cluster: ClusterSettings,
     service_cidr: mussel_apiserver::Ipv4Cidr,
+    arguments: ServerArguments,
+    kubelet: KubeletArguments,
 }
 
 impl Settings {
-    fn settle(args: ServerArgs) -> anyhow::Result<Self> {
-        let node_name = node_address::node_name(args.node.node_name.as_deref())?;
+    fn settle(args: ServerArgs, unused: &mut Unused) -> anyhow::Result<Self> {
+        reset::check(&args)?;
+        if args.disable_etcd {
+            bail!(
+                "--disable-etcd: every server keeps the store and has a vote in it. Leave the flag out, or run mussel agent here; \
+                on servers that should only keep the store use --disable-apiserver, --disable-controller-manager, \
+                --disable-scheduler and --disable-agent"
+            );
+        }
+        let arguments = ServerArguments::read(&args, unused)?;
+        let kubelet = components::node(&args.node, unused)?;
+        let node_name = node_address::node_name(&args.node)?;
         let node_ip = node_address::node_ip(args.node.node_ip, args.node.flannel_iface.as_deref())?;
         let service_cidr: mussel_apiserver::Ipv4Cidr = args.service_cidr.parse().context("--service-cidr")?;
         let cluster_dns = match args.cluster_dns {
@@ -85,7 +97,7 @@ impl Settings {
             }
         }
         let advertise = args.advertise_address.unwrap_or(node_ip);
-        let ports = args.service_node_port_range;
+        let ports = arguments.api.node_port_range.unwrap_or(args.service_node_port_range);
         let cluster = ClusterSettings {
             cluster_cidr: args.cluster_cidr.clone(),
             service_cidr: args.service_cidr.clone(),
@@ -95,8 +107,14 @@ impl Settings {
             serve_dns: !args.disable.iter().any(|part| part == COREDNS),
             flannel_backend: args.flannel_backend.as_str().to_owned(),
             flannel_external_ip: args.flannel_external_ip,
+            disable_kube_proxy: args.disable_kube_proxy,
         };
-        Ok(Self { args, node_name, node_ip, advertise, cluster, service_cidr })
+        Ok(Self { args, node_name, node_ip, advertise, cluster, service_cidr, arguments, kubelet })
+    }
+
+    /// Where others reach this server.
+    fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.advertise, self.args.advertise_port.unwrap_or(self.args.https_listen_port))
     }
 
     fn server_dir(&self) -> PathBuf {
@@ -113,6 +131,7 @@ impl Settings {
             .chain([format!("kubernetes.default.svc.{domain}"), self.node_name.clone()])
             .collect();
         let mut ips = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(first), self.node_ip, self.advertise];
+        ips.extend(self.args.node.node_external_ip);
         if !self.args.node.bind_address.is_unspecified() {
             ips.push(self.args.node.bind_address);
         }
@@ -152,8 +171,10 @@ fn apiserver_leaf() -> Leaf {
 }
 
 async fn run(args: ServerArgs) -> anyhow::Result<()> {
-    let settings = Settings::settle(args)?;
+    let mut unused = Unused::default();
+    let settings = Settings::settle(args, &mut unused)?;
     tracing::info!(version = super::args::VERSION, node = settings.node_name, ip = %settings.node_ip, "mussel server");
+    unused.log();
     let terminated = process::terminated()?;
 
     // First what refuses to start, before anything is written.
@@ -212,7 +233,16 @@ async fn start(
     let agent_token = process::secret(args.agent_token.as_deref(), args.agent_token_file.as_deref()).await?;
     let schedule = snapshots::schedule::settle(&args.backup)?;
     let snapshots = Snapshots::open(&args.backup, &server_dir, &settings.node_name)?;
-    let entry = group::enter(args.server.as_deref(), token.as_deref(), &settings.cluster, &server_dir).await?;
+    let password_file = (!args.disable_agent).then_some(args.node.node_password_file.as_path());
+    let entry = group::enter(
+        args.server.as_deref(),
+        token.as_deref(),
+        &settings.cluster,
+        &server_dir,
+        &settings.node_name,
+        password_file,
+    )
+    .await?;
     let agent_token = match &entry {
         Entry::Join(bootstrap) => agent_token.or_else(|| bootstrap.agent_token.clone()),
         Entry::Open => agent_token,
@@ -240,14 +270,17 @@ async fn start(
         pki.client_ca.cert_pem().as_bytes(),
         Some(pki.request_header_ca.cert_pem().as_bytes()),
         Some(PeerTls { certificate: certificates.peer.clone(), ca_pem: pki.peer_ca.cert_pem().as_bytes() }),
+        if settings.arguments.api.tls13_only { OldestTls::V13 } else { OldestTls::V12 },
     )?;
     {
         let front = Arc::new(front.clone());
         parts.start_infallible("port", |stop| mussel_apiserver::server::serve(listener, tls, front, stop));
     }
-    let address = SocketAddr::new(settings.advertise, args.https_listen_port);
+    let address = settings.address();
     let identity = certificates.peer_client.clone();
-    let store = group::open(&entry, &server_dir, &settings.node_name, address, &pki, identity).await?;
+    let store =
+        group::open(&entry, &server_dir, &settings.node_name, address, settings.arguments.timing, &pki, identity)
+            .await?;
     *opened = Some(store.clone());
     front.attach_store(store.clone());
     let encryption = Arc::new(OnceLock::new());
@@ -272,12 +305,13 @@ async fn start(
         });
     }
 
+    let (given, defaults) = (&settings.arguments.api, mussel_apiserver::Config::default());
     let config = mussel_apiserver::Config {
         cluster_domain: args.cluster_domain.clone(),
         service_cidr: settings.service_cidr,
-        node_port_range: args.service_node_port_range.first..=args.service_node_port_range.last,
-        advertise_address: settings.advertise,
-        secure_port: args.https_listen_port,
+        node_port_range: settings.cluster.service_node_port_range.0..=settings.cluster.service_node_port_range.1,
+        advertise_address: address.ip(),
+        secure_port: address.port(),
         client_ca_pem: pki.client_ca.cert_pem().into(),
         request_header_ca_pem: Some(pki.request_header_ca.cert_pem().into()),
         request_header_allowed_names: vec!["system:auth-proxy".to_owned()],
@@ -289,7 +323,15 @@ async fn start(
         kubelet_dialer: Some(Arc::new(tunnels.clone())),
         vault: Some(Arc::new(KeyVault::new(Arc::clone(&secrets), &server_dir))),
         secrets_encryption: args.secrets_encryption,
-        ..mussel_apiserver::Config::default()
+        anonymous_auth: given.anonymous_auth.unwrap_or(defaults.anonymous_auth),
+        api_audiences: given.audiences.clone(),
+        disable_admission: given.disable_admission.clone(),
+        mutating_in_flight_max: given.mutating_in_flight_max.unwrap_or(defaults.mutating_in_flight_max),
+        read_only_in_flight_max: given.read_only_in_flight_max.unwrap_or(defaults.read_only_in_flight_max),
+        not_ready_seconds: given.not_ready_seconds.unwrap_or(defaults.not_ready_seconds),
+        unreachable_seconds: given.unreachable_seconds.unwrap_or(defaults.unreachable_seconds),
+        event_ttl: given.event_ttl.unwrap_or(defaults.event_ttl),
+        extend_tokens: given.extend_tokens.unwrap_or(defaults.extend_tokens),
     };
     let client_ca_pem = config.client_ca_pem.clone();
     let api =
@@ -349,9 +391,12 @@ async fn start(
         },
     };
     parts.start_infallible("servers", |stop| servers.run(stop));
+    let given = &settings.arguments.controllers;
     let controllers = mussel_controllers::Config {
         cluster_cidr: args.cluster_cidr.clone(),
-        node_cidr_mask: NODE_CIDR_MASK,
+        node_cidr_mask: given.node_cidr_mask.unwrap_or(NODE_CIDR_MASK),
+        node_monitor_grace_period: given.node_monitor_grace_period,
+        terminated_pods_max: given.terminated_pods_max,
         cluster_domain: args.cluster_domain.clone(),
         root_ca_pem: ca_pem.clone(),
     };
@@ -422,8 +467,13 @@ async fn start(
         own.claim().await?;
         reset::done(&server_dir)?;
         let (of_node, name) = (informers.clone(), settings.node_name.clone());
+        let role = if args.disable_apiserver { Role::Etcd } else { Role::ControlPlane };
         let client = api.client("system:mussel:node-role", &["system:masters"]);
-        parts.start_infallible("node role", |stop| mussel_cluster::roles::run(client, of_node, name, stop));
+        parts.start_infallible("node role", |stop| mussel_cluster::roles::run(client, of_node, name, role, stop));
+        let recorder =
+            Recorder::new(api.client("system:mussel:expiry", &["system:masters"]), "mussel", &settings.node_name);
+        let (certificates, name, nodes) = (server_dir.join("tls"), settings.node_name.clone(), informers.of());
+        parts.start_infallible("expiry", |stop| expiry::watch(certificates, recorder, name, nodes, stop));
         if !on_its_own {
             own_node.start(parts).await?;
         }
@@ -450,6 +500,7 @@ impl OwnNode<'_> {
             node_ip: self.settings.node_ip,
             cluster: &self.settings.cluster,
             args: &self.settings.args.node,
+            kubelet: &self.settings.kubelet,
             client,
             informers: self.informers.clone(),
             kubelet_certificate: Arc::clone(&self.certificates.kubelet),
@@ -512,38 +563,26 @@ fn write_kubeconfig(pki: &Pki, settings: &Settings) -> anyhow::Result<()> {
         ip => ip,
     };
     let server = format!("https://{}", SocketAddr::new(host, settings.args.https_listen_port));
-    let text = kubeconfig::render("default", &server, pki.server_ca.cert_pem(), &admin);
-    kubeconfig::write(&settings.args.write_kubeconfig, &text, settings.args.write_kubeconfig_mode)?;
+    let args = &settings.args;
+    let text = kubeconfig::render(&args.write_kubeconfig_name, &server, pki.server_ca.cert_pem(), &admin);
+    kubeconfig::write(&args.write_kubeconfig, &text, args.write_kubeconfig_mode)?;
+    if let Some(group) = &args.write_kubeconfig_group {
+        host_user::give_to_group(&args.write_kubeconfig, group)?;
+    }
     Ok(())
 }
 
 /// Renews certificates before they expire, and when this machine gets another address, for as long as the server runs.
 async fn renew(pki: Arc<Pki>, certificates: Certificates, mut settings: Settings, stop: CancellationToken) {
-    let addresses = AddressWatch::open();
-    if let Err(error) = &addresses {
-        tracing::warn!(%error, "certificates follow a new address at the next start only");
-    }
+    let (ip, interface) = (settings.args.node.node_ip, settings.args.node.flannel_iface.clone());
+    let own_ip = move || node_address::node_ip(ip, interface.as_deref());
+    let mut addresses = OwnAddress::watch(settings.node_ip);
     loop {
-        let another_address = async {
-            match &addresses {
-                Ok(addresses) => addresses.changed().await,
-                Err(_) => std::future::pending().await,
-            }
-            // A change comes in steps: an address goes, another comes, then the route.
-            time::sleep(ADDRESS_SETTLING).await;
-        };
         tokio::select! {
             () = stop.cancelled() => return,
             () = time::sleep(CERTIFICATE_CHECK) => {}
-            () = another_address => {}
-        }
-        let node = &settings.args.node;
-        // The advertised address stays in the certificate, whether or not it is the one that went.
-        if let Ok(ip) = node_address::node_ip(node.node_ip, node.flannel_iface.as_deref())
-            && ip != settings.node_ip
-        {
-            tracing::info!(from = %settings.node_ip, to = %ip, "this machine has another address; restart mussel to use it");
-            settings.node_ip = ip;
+            // The advertised address stays in the certificate, whether or not it is the one that went.
+            ip = addresses.changed(&own_ip) => settings.node_ip = ip,
         }
         let renewed = certificates.renew(&pki, &settings).and_then(|()| write_kubeconfig(&pki, &settings));
         if let Err(error) = renewed {

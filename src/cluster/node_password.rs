@@ -56,6 +56,25 @@ pub fn node_of(secret: &str) -> Option<&str> {
     secret.strip_suffix(SUFFIX)
 }
 
+/// Checks the password of a node. Nothing is written: a new name is free.
+///
+/// # Errors
+/// `Taken` when the name belongs to a machine with another password.
+pub async fn check(client: &Client, node: &str, password: &str) -> Result<(), PasswordError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let found = api.get_opt(&secret_name(node)).await;
+    let found = found.map_err(|source| PasswordError::Api { node: node.to_owned(), source })?;
+    if found.is_none_or(|secret| fits(&secret, password)) {
+        Ok(())
+    } else {
+        Err(PasswordError::Taken { node: node.to_owned() })
+    }
+}
+
+fn fits(secret: &Secret, password: &str) -> bool {
+    secret.data.as_ref().and_then(|data| data.get(HASH)).is_some_and(|hash| verify(&hash.0, password))
+}
+
 /// Checks the password of a node, or keeps it when the name is new.
 ///
 /// # Errors
@@ -69,9 +88,7 @@ pub async fn ensure(client: &Client, node: &str, password: &str) -> Result<(), P
     let name = secret_name(node);
     for _ in 0..2 {
         if let Some(secret) = api.get_opt(&name).await.map_err(fail)? {
-            let hash = secret.data.as_ref().and_then(|data| data.get(HASH));
-            let fits = hash.is_some_and(|hash| verify(&hash.0, password));
-            return if fits { Ok(()) } else { Err(PasswordError::Taken { node: node.to_owned() }) };
+            return if fits(&secret, password) { Ok(()) } else { Err(PasswordError::Taken { node: node.to_owned() }) };
         }
         let secret = Secret {
             metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },

@@ -22,6 +22,10 @@ const NAMESPACE: &str = "kube-system";
 pub const CONFIG_MAP: &str = "mussel-servers";
 /// Key behind a server's name when its Node has been seen. No node's name holds an underscore.
 const SEEN: &str = "_node";
+/// On a Node, by hand: take this server out of the group, and leave its Node.
+const REMOVE: &str = "etcd.mussel.io/remove";
+/// On a Node: the server that was taken out.
+const REMOVED: &str = "etcd.mussel.io/removed-node-name";
 /// Whether the other members answer is known by looking. A lone server has nobody to look at and does not.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A member that does not answer in so many looks leaves the endpoints.
@@ -162,22 +166,47 @@ impl Servers {
         ordered.sort_by_key(|member| member.id == own);
         for member in ordered {
             let seen = records.seen.contains(&member.name);
-            let exists = self.nodes.get("", &member.name).is_some();
+            let node = self.nodes.get("", &member.name);
+            let exists = node.is_some();
             if exists && !seen {
                 changes.insert(format!("{}{SEEN}", member.name), "seen".into());
             }
-            if !exists && seen && members.len() > 1 {
-                tracing::info!(server = member.name, "its node was deleted; the server is removed from the group");
+            let asked = node.as_deref().is_some_and(asks_for_removal);
+            if ((!exists && seen) || asked) && members.len() > 1 {
+                let why = if asked { "somebody asked for it" } else { "its node was deleted" };
+                tracing::info!(server = member.name, why, "the server is removed from the group");
+                // Answered first: who takes itself out can write no more after that.
+                if asked
+                    && let Err(error) = self.annotate(&member.name, json!({REMOVE: null, REMOVED: member.name})).await
+                {
+                    tracing::warn!(server = member.name, %error, "the server is not removed yet");
+                    continue;
+                }
                 match self.store.remove_member(member.id).await {
                     Ok(()) => {
                         changes.insert(format!("{}{SEEN}", member.name), Value::Null);
                         changes.insert(member.name.clone(), Value::Null);
                     }
-                    Err(error) => tracing::warn!(server = member.name, %error, "the server is not removed yet"),
+                    Err(error) => {
+                        tracing::warn!(server = member.name, %error, "the server is not removed yet");
+                        if asked
+                            && let Err(error) =
+                                self.annotate(&member.name, json!({REMOVE: "true", REMOVED: null})).await
+                        {
+                            tracing::warn!(server = member.name, %error, "it has to be asked for again");
+                        }
+                    }
                 }
             }
         }
         changes
+    }
+
+    /// With the answer the wish goes, or the server would be taken out again when it comes back.
+    async fn annotate(&self, name: &str, annotations: Value) -> Result<(), kube::Error> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+        api.patch(name, &PatchParams::default(), &patch).await.map(drop)
     }
 
     async fn write_endpoints(&self, addresses: &[SocketAddr]) -> Result<(), kube::Error> {
@@ -207,6 +236,10 @@ impl Servers {
         }
         Ok(())
     }
+}
+
+fn asks_for_removal(node: &Node) -> bool {
+    node.metadata.annotations.as_ref().is_some_and(|all| all.get(REMOVE).is_some_and(|value| value == "true"))
 }
 
 /// Whether an object lacks any of the fields as wanted.

@@ -22,6 +22,9 @@ pub struct ClusterSettings {
     pub flannel_backend: String,
     /// Pods' packets travel between the nodes' external addresses.
     pub flannel_external_ip: bool,
+    /// Services are somebody else's.
+    #[serde(default)]
+    pub disable_kube_proxy: bool,
 }
 
 /// A setting in which a server differs from the cluster that it wants to join.
@@ -47,6 +50,7 @@ impl ClusterSettings {
             ("--service-node-port-range", range(self.service_node_port_range), range(cluster.service_node_port_range)),
             ("--flannel-backend", self.flannel_backend.clone(), cluster.flannel_backend.clone()),
             ("--flannel-external-ip", self.flannel_external_ip.to_string(), cluster.flannel_external_ip.to_string()),
+            ("--disable-kube-proxy", self.disable_kube_proxy.to_string(), cluster.disable_kube_proxy.to_string()),
             ("--disable=coredns", dns(self.serve_dns), dns(cluster.serve_dns)),
         ];
         let differ = rows.into_iter().filter(|(_, ours, theirs)| ours != theirs);
@@ -65,6 +69,7 @@ pub(crate) fn sample() -> ClusterSettings {
         serve_dns: true,
         flannel_backend: "vxlan".to_owned(),
         flannel_external_ip: false,
+        disable_kube_proxy: false,
     }
 }
 

@@ -4,6 +4,7 @@
 //! the newest state, whatever woke it, and may be repeated at any time. They run on the store's leader only.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -42,6 +43,9 @@ mod revision;
 mod service_account;
 mod stateful_set;
 
+pub use node_lifecycle::GRACE_PERIOD as NODE_MONITOR_GRACE_PERIOD;
+pub use pod_gc::TERMINATED_MAX as TERMINATED_PODS_MAX;
+
 /// Makes the client of a controller, by the name of its service account: `deployment-controller`.
 pub type Clients = Arc<dyn Fn(&str) -> kube::Client + Send + Sync>;
 
@@ -62,6 +66,10 @@ pub struct Config {
     pub cluster_cidr: String,
     /// Prefix length of one node's part of it.
     pub node_cidr_mask: u8,
+    /// A node that was not heard of for so long is taken for dead.
+    pub node_monitor_grace_period: Duration,
+    /// So many finished Pods are kept.
+    pub terminated_pods_max: usize,
     pub cluster_domain: String,
     /// What pods verify the API server with; published to every namespace.
     pub root_ca_pem: String,

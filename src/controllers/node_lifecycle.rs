@@ -30,8 +30,8 @@ use crate::error::{Error, Outcome, gone_is_fine, is_not_found};
 use crate::pods;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-/// Upstream's `--node-monitor-grace-period`.
-const GRACE: Duration = Duration::from_secs(50);
+/// Upstream's default of `--node-monitor-grace-period`.
+pub const GRACE_PERIOD: Duration = Duration::from_secs(50);
 
 struct Controller {
     client: Client,
@@ -41,6 +41,7 @@ struct Controller {
     pods: Informer<Pod>,
     heard: Mutex<HashMap<String, Heard>>,
     pace: Mutex<Pace>,
+    grace_period: Duration,
 }
 
 /// The last sign of life of a node, and when we saw it.
@@ -63,6 +64,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
         pods: pods.clone(),
         heard: Mutex::default(),
         pace: Mutex::default(),
+        grace_period: context.config.node_monitor_grace_period,
     };
     // How many are silent decides what may be done about each.
     let on_node = |change: &Change<Node>| {
@@ -183,7 +185,7 @@ impl Controller {
         if entry.renewed != renewed || entry.heartbeat != heartbeat {
             *entry = Heard { renewed, heartbeat, at: now };
         }
-        GRACE.saturating_sub(entry.at.elapsed())
+        self.grace_period.saturating_sub(entry.at.elapsed())
     }
 
     async fn mark_silent(&self, node: &Arc<Node>) -> Result<Arc<Node>, Error> {

@@ -20,7 +20,8 @@ use crate::pods;
 
 /// A node that is registered again within this time keeps its Pods.
 const QUARANTINE: Duration = Duration::from_secs(40);
-const TERMINATED_MAX: usize = 12_500;
+/// Upstream's default of `--terminated-pod-gc-threshold`.
+pub const TERMINATED_MAX: usize = 12_500;
 /// The key under which finished Pods are counted. No node has this name.
 const FINISHED: &str = "";
 
@@ -28,13 +29,15 @@ struct Controller {
     client: Client,
     nodes: Informer<Node>,
     pods: Informer<Pod>,
+    terminated_max: usize,
 }
 
 pub async fn run(context: Context, stop: CancellationToken) {
     let nodes = context.informers.of::<Node>();
     let pods = context.informers.of::<Pod>();
     let queue: WorkQueue<Key> = WorkQueue::new();
-    let controller = Controller { client: context.client(), nodes: nodes.clone(), pods: pods.clone() };
+    let terminated_max = context.config.terminated_pods_max;
+    let controller = Controller { client: context.client(), nodes: nodes.clone(), pods: pods.clone(), terminated_max };
     let wake_node = |name: String| queue.add_after((String::new(), name), QUARANTINE);
     let on_node = |change: &Change<Node>| {
         if let Change::Deleted(node) = change {
@@ -49,7 +52,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
             None if pod.metadata.deletion_timestamp.is_some() => queue.add(key_of(&**pod)),
             _ => {}
         }
-        if pods::is_terminal(pod) && pods.len() > TERMINATED_MAX {
+        if pods::is_terminal(pod) && pods.len() > terminated_max {
             queue.add((String::new(), FINISHED.to_owned()));
         }
     };
@@ -104,7 +107,7 @@ impl Controller {
 
     async fn delete_finished(&self) -> Outcome {
         let mut finished: Vec<_> = self.pods.list().into_iter().filter(|pod| pods::is_terminal(pod)).collect();
-        let surplus = finished.len().saturating_sub(TERMINATED_MAX);
+        let surplus = finished.len().saturating_sub(self.terminated_max);
         finished.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for pod in finished.iter().take(surplus) {
             self.delete(pod, None).await?;

@@ -83,10 +83,11 @@ struct Room {
 
 impl Room {
     fn of(shared: &Shared) -> Self {
+        let room = shared.machine.room(&shared.config.tuning);
         Self {
-            pods_max: shared.config.pods_max,
-            milli_cpu: shared.machine.cpus * 1000,
-            memory: shared.machine.memory,
+            pods_max: shared.config.tuning.pods_max,
+            milli_cpu: room.milli_cpu,
+            memory: room.memory,
             apparmor: shared.machine.apparmor,
         }
     }

@@ -30,6 +30,7 @@ pub struct Cgroups {
     /// The runtime names cgroups as systemd slices.
     systemd: bool,
     memory_capacity: i64,
+    pod_pids_max: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +50,10 @@ pub struct Usage {
 }
 
 impl Cgroups {
-    pub fn new(root: &str, systemd: bool, memory_capacity: i64) -> Self {
+    pub fn new(root: &str, systemd: bool, memory_capacity: i64, pod_pids_max: Option<u64>) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self { tree: tree(&mounts), root: root.trim_matches('/').to_owned(), systemd, memory_capacity }
+        let root = root.trim_matches('/').to_owned();
+        Self { tree: tree(&mounts), root, systemd, memory_capacity, pod_pids_max }
     }
 
     pub fn is_v2(&self) -> bool {
@@ -107,13 +109,15 @@ impl Cgroups {
         self.name(&Self::parts(qos, Some(&part)))
     }
 
-    /// Makes `kubepods` and its classes.
-    pub fn ensure_roots(&self, allocatable_milli_cpu: i64) -> Result<(), CgroupError> {
+    /// Makes `kubepods` and its classes. All pods together get no more memory than the limit.
+    pub fn ensure_roots(&self, milli_cpu: i64, memory_limit: Option<i64>) -> Result<(), CgroupError> {
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
             self.make(&self.name(&Self::parts(qos, None)))?;
         }
         let top = self.name(&["kubepods"]);
-        self.set_cpu(&top, resources::cpu_shares(allocatable_milli_cpu), None);
+        self.set_cpu(&top, resources::cpu_shares(milli_cpu), None);
+        // A limit from an earlier start is taken away, too.
+        self.set_memory(&top, Some(memory_limit.unwrap_or(-1)));
         self.set_cpu(&self.name(&["kubepods", "besteffort"]), resources::cpu_shares(0), None);
         Ok(())
     }
@@ -132,6 +136,9 @@ impl Cgroups {
         self.set_cpu(&path, shares, quota);
         let memory = resources::pod_limit(pod, "memory").map(|q| q.value()).filter(|m| *m < self.memory_capacity);
         self.set_memory(&path, memory);
+        if let Some(pids_max) = self.pod_pids_max {
+            self.set("pids", &path, "pids.max", &pids_max.to_string());
+        }
         Ok(())
     }
 
@@ -280,7 +287,8 @@ impl Cgroups {
     fn set_memory(&self, path: &str, limit: Option<i64>) {
         let Some(limit) = limit else { return };
         let file = if self.is_v2() { "memory.max" } else { "memory.limit_in_bytes" };
-        self.set("memory", path, file, &limit.to_string());
+        let value = if limit < 0 && self.is_v2() { "max".to_owned() } else { limit.to_string() };
+        self.set("memory", path, file, &value);
     }
 }
 
@@ -341,8 +349,13 @@ mod tests {
             json!({"metadata": {"uid": "a-b"}, "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]}}),
         )
         .unwrap();
-        let groups =
-            |root: &str, systemd| Cgroups { tree: tree(HYBRID), root: root.into(), systemd, memory_capacity: 1 };
+        let groups = |root: &str, systemd| Cgroups {
+            tree: tree(HYBRID),
+            root: root.into(),
+            systemd,
+            memory_capacity: 1,
+            pod_pids_max: None,
+        };
         assert_eq!(groups("", false).pod_parent(&pod), "/kubepods/burstable/poda-b");
         assert_eq!(groups("lab", false).pod_parent(&pod), "/lab/kubepods/burstable/poda-b");
         assert_eq!(groups("", true).pod_parent(&pod), "kubepods-burstable-poda_b.slice");
@@ -357,6 +370,7 @@ mod tests {
             root: String::new(),
             systemd: false,
             memory_capacity: 1 << 40,
+            pod_pids_max: Some(77),
         };
         let pod: Pod = serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": {"containers": [
             {"name": "c", "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}}]}}))
@@ -364,6 +378,7 @@ mod tests {
         groups.ensure_pod(&pod).unwrap();
         let read = |file: &str| fs::read_to_string(dir.path().join("kubepods/podu").join(file)).unwrap();
         assert_eq!((read("cpu.max"), read("memory.max")), ("50000 100000".into(), "67108864".into()));
+        assert_eq!(read("pids.max"), "77");
         assert_eq!(groups.pods(), ["u"]);
     }
 }

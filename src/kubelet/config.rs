@@ -10,6 +10,7 @@ use mussel_client::Informers;
 use rustls::server::ResolvesServerCert;
 
 use crate::cri::Cri;
+use crate::tuning::Tuning;
 
 /// Every setting has the meaning that upstream's kubelet configuration gives it.
 pub struct Config {
@@ -38,7 +39,7 @@ pub struct Config {
     pub cluster_domain: String,
     /// The resolver configuration that pods with `dnsPolicy: Default` get.
     pub resolv_conf: PathBuf,
-    pub pods_max: u32,
+    pub tuning: Tuning,
     pub client: kube::Client,
     pub informers: Informers,
     pub cri: Cri,

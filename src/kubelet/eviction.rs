@@ -12,16 +12,11 @@ use crate::housekeeping;
 use crate::machine::{FsUsage, memory_available};
 use crate::shared::{Evict, Shared};
 use crate::status::Verdict;
+use crate::tuning::Threshold;
 use crate::{pod, resources, worker};
 
 /// Memory can run out within seconds and nothing tells us portably, so this is looked at on a timer.
 const PERIOD: Duration = Duration::from_secs(10);
-/// A condition stays this long after the pressure ended, or it would flap.
-const CALM: Duration = Duration::from_secs(300);
-const MEMORY_MIN: i64 = 100 * 1024 * 1024;
-const DISK_FREE_MIN: f64 = 0.05;
-const INODES_FREE_MIN: f64 = 0.05;
-const PIDS_FREE_MIN: f64 = 0.05;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pressure {
@@ -42,7 +37,7 @@ pub async fn run(shared: Arc<Shared>, pressure: watch::Sender<Pressure>, collect
             if is {
                 *since = Some(now);
             }
-            *shown = since.is_some_and(|s| now.duration_since(s) < CALM);
+            *shown = since.is_some_and(|s| now.duration_since(s) < shared.config.tuning.pressure_transition);
         }
         pressure.send_if_modified(|known| {
             let changed = *known != shown;
@@ -70,10 +65,12 @@ pub async fn run(shared: Arc<Shared>, pressure: watch::Sender<Pressure>, collect
 }
 
 fn measure(shared: &Shared) -> Pressure {
-    let available = memory_available();
-    let low = |total: u64, free: u64, min: f64| total > 0 && (free as f64) < (total as f64) * min;
+    let least = shared.config.tuning.eviction;
+    let available = u64::try_from(memory_available()).unwrap_or(0);
+    let memory = u64::try_from(shared.machine.memory).unwrap_or(0);
+    let low = |least: Option<Threshold>, total, free| least.is_some_and(|least| least.is_passed(total, free));
     let disk = FsUsage::of(&shared.config.root_dir)
-        .is_ok_and(|u| low(u.capacity, u.available, DISK_FREE_MIN) || low(u.inodes, u.inodes_free, INODES_FREE_MIN));
+        .is_ok_and(|u| low(least.disk, u.capacity, u.available) || low(least.inodes, u.inodes, u.inodes_free));
     let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<u64>().ok());
     let pids_max = number("/proc/sys/kernel/pid_max").unwrap_or(0);
     let pids = std::fs::read_to_string("/proc/loadavg")
@@ -81,9 +78,9 @@ fn measure(shared: &Shared) -> Pressure {
         .and_then(|t| t.split(['/', ' ']).nth(4).and_then(|n| n.parse::<u64>().ok()))
         .unwrap_or(0);
     Pressure {
-        memory: available > 0 && available < MEMORY_MIN.min(shared.machine.memory / 20),
+        memory: available > 0 && low(least.memory, memory, available),
         disk,
-        pid: low(pids_max, pids_max.saturating_sub(pids), PIDS_FREE_MIN),
+        pid: low(least.pids, pids_max, pids_max.saturating_sub(pids)),
     }
 }
 

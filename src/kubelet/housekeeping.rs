@@ -16,16 +16,13 @@ use crate::volumes::remove_pod_dir;
 
 /// Images are looked at this often: disks fill slowly.
 const IMAGE_PERIOD: Duration = Duration::from_secs(300);
-/// Above this share of the disk images are removed, down to the lower one.
-const IMAGE_HIGH_PERCENT: u64 = 85;
-const IMAGE_LOW_PERCENT: u64 = 80;
-const IMAGE_AGE_MIN: Duration = Duration::from_secs(120);
 /// Log sizes cannot be watched cheaply.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 const ORPHAN_PERIOD: Duration = Duration::from_secs(120);
 
 /// Removes images that no container uses when the disk is nearly full.
 pub async fn collect_images(shared: Arc<Shared>, now: Arc<Notify>) {
+    let tuning = &shared.config.tuning;
     let mut first_seen: HashMap<String, tokio::time::Instant> = HashMap::new();
     let mut last_used: HashMap<String, tokio::time::Instant> = HashMap::new();
     loop {
@@ -54,15 +51,15 @@ pub async fn collect_images(shared: Arc<Shared>, now: Arc<Notify>) {
             .and_then(|f| f.image_filesystems.into_iter().find_map(|f| f.fs_id).map(|id| id.mountpoint));
         let path = mountpoint.unwrap_or_else(|| shared.config.root_dir.display().to_string());
         let Ok(disk) = FsUsage::of(Path::new(&path)) else { continue };
-        if disk.capacity == 0 || (!asked && disk.used() * 100 / disk.capacity < IMAGE_HIGH_PERCENT) {
+        if disk.capacity == 0 || (!asked && disk.used() * 100 / disk.capacity < tuning.image_gc_high_percent) {
             continue;
         }
-        let goal = disk.capacity / 100 * IMAGE_LOW_PERCENT;
+        let goal = disk.capacity / 100 * tuning.image_gc_low_percent;
         let mut to_free = disk.used().saturating_sub(goal);
         let mut unused: Vec<&v1::Image> = images
             .iter()
             .filter(|i| !i.pinned && !in_use(i, &containers))
-            .filter(|i| first_seen.get(&i.id).is_some_and(|t| time.duration_since(*t) >= IMAGE_AGE_MIN))
+            .filter(|i| first_seen.get(&i.id).is_some_and(|t| time.duration_since(*t) >= tuning.image_age_min))
             .collect();
         // Longest unused first.
         unused.sort_by_key(|i| last_used.get(&i.id).copied());
@@ -183,6 +180,7 @@ async fn orphaned_sandboxes(shared: &Shared, is_known: &(dyn Fn(&str) -> bool + 
 
 /// Rotates the logs of running containers that have grown too long.
 pub async fn rotate_logs(shared: Arc<Shared>) {
+    let (bytes_max, files_max) = (shared.config.tuning.log_bytes_max, shared.config.tuning.log_files_max);
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOG_PERIOD) => {}
@@ -192,14 +190,16 @@ pub async fn rotate_logs(shared: Arc<Shared>) {
         for (pod, published) in shared.registry.list() {
             let dir = crate::sandbox::log_dir(&shared.config.pod_logs_dir, &pod);
             for (name, id) in &published.containers {
-                if !logs::has_long(&dir.join(name)) {
+                if !logs::has_long(&dir.join(name), bytes_max) {
                     continue;
                 }
                 let Ok(status) = shared.cri.container_status(id).await else { continue };
                 if status.state() != v1::ContainerState::ContainerRunning || status.log_path.is_empty() {
                     continue;
                 }
-                if let Err(error) = logs::rotate(&shared.cri, id, Path::new(&status.log_path)).await {
+                if let Err(error) =
+                    logs::rotate(&shared.cri, id, Path::new(&status.log_path), bytes_max, files_max).await
+                {
                     tracing::warn!(%error, log = status.log_path, "cannot rotate a log");
                 }
             }

@@ -19,9 +19,6 @@ use crate::pod;
 use crate::security::ImageUser;
 use crate::status::Waiting;
 
-/// Pulls at the same time. More would only share the same wire and disk.
-const PULLS_MAX: usize = 3;
-
 pub struct Images {
     cri: Cri,
     recorder: Recorder,
@@ -48,14 +45,14 @@ pub struct NoImage {
 }
 
 impl Images {
-    pub fn new(cri: Cri, recorder: Recorder, objects: Objects) -> Self {
+    pub fn new(cri: Cri, recorder: Recorder, objects: Objects, pulls_max: usize) -> Self {
         Self {
             cri,
             recorder,
             objects,
             backoff: Mutex::default(),
             failures: Mutex::default(),
-            pulls: Semaphore::new(PULLS_MAX),
+            pulls: Semaphore::new(pulls_max),
             pulling: Mutex::default(),
         }
     }

@@ -45,6 +45,7 @@ mod shared;
 mod sources;
 mod status;
 mod tokens;
+mod tuning;
 mod volumes;
 mod worker;
 
@@ -57,6 +58,7 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{Config, ServerConfig};
 pub use cri::{Cri, CriError, Grpc};
+pub use tuning::{Reserved, Threshold, Thresholds, Tuning};
 
 /// Why the kubelet could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +96,9 @@ impl Kubelet {
         let stop = stop.child_token();
         let machine = machine::Machine::read();
         let systemd = config.cri.systemd_cgroups().await;
-        let cgroups = cgroups::Cgroups::new(&config.cgroup_root, systemd, machine.memory);
-        if let Err(error) = cgroups.ensure_roots(machine.cpus * 1000) {
+        let cgroups = cgroups::Cgroups::new(&config.cgroup_root, systemd, machine.memory, config.tuning.pod_pids_max);
+        let room = machine.room(&config.tuning);
+        if let Err(error) = cgroups.ensure_roots(room.milli_cpu, room.memory_limit) {
             tracing::warn!(%error, "cannot prepare the cgroups of pods");
         }
         let client = config.client.clone();
@@ -109,7 +112,7 @@ impl Kubelet {
         let server = config.server.is_some();
         let shared = Arc::new(shared::Shared {
             cgroups,
-            images: images::Images::new(cri.clone(), recorder.clone(), objects.clone()),
+            images: images::Images::new(cri.clone(), recorder.clone(), objects.clone(), config.tuning.pulls_max),
             volumes: volumes::Volumes {
                 client: client.clone(),
                 objects,

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::tuning::Tuning;
+
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
     pub cpus: i64,
@@ -40,6 +42,30 @@ impl Machine {
                 other => other,
             },
             apparmor: text("/sys/module/apparmor/parameters/enabled") == "Y",
+        }
+    }
+}
+
+/// What of a machine is there for pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub milli_cpu: i64,
+    pub memory: i64,
+    /// What all pods together may use, when something is reserved for others.
+    pub memory_limit: Option<i64>,
+}
+
+impl Machine {
+    /// What is left for pods: not what is reserved, nor what has to stay free.
+    pub fn room(&self, tuning: &Tuning) -> Room {
+        let reserved = tuning.reserved;
+        let total = u64::try_from(self.memory).unwrap_or(0);
+        let free = tuning.eviction.memory.map_or(0, |least| i64::try_from(least.of(total)).unwrap_or(i64::MAX));
+        let limit = self.memory.saturating_sub(reserved.memory_bytes).max(0);
+        Room {
+            milli_cpu: (self.cpus * 1000).saturating_sub(reserved.milli_cpu).max(0),
+            memory: limit.saturating_sub(free).max(0),
+            memory_limit: (reserved.memory_bytes > 0).then_some(limit),
         }
     }
 }

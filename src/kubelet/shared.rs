@@ -151,15 +151,16 @@ impl Shared {
     }
 
     pub fn facts(&self, pod_ips: Vec<String>) -> NodeFacts {
+        let room = self.machine.room(&self.config.tuning);
         NodeFacts {
             name: self.config.node_name.clone(),
             host_ips: self.host_ips(),
             pod_ips,
-            allocatable_milli_cpu: self.machine.cpus * 1000,
-            allocatable_memory: self.machine.memory,
+            allocatable_milli_cpu: room.milli_cpu,
+            allocatable_memory: room.memory,
             allocatable_ephemeral_storage: crate::machine::FsUsage::of(&self.config.root_dir)
                 .ok()
-                .and_then(|u| i64::try_from(u.capacity).ok())
+                .and_then(|u| i64::try_from(self.config.tuning.storage_for_pods(u.capacity)).ok())
                 .unwrap_or(0),
         }
     }

@@ -15,7 +15,8 @@ use crate::pods::VETH_PREFIX;
 pub const DNS_INTERFACE: &str = "mussel-dns";
 const GUARD: &str = "MUSSEL-GUARD";
 /// Chains that are ours; kube-proxy's names are kept, so tools that look at them work.
-const CHAIN_PREFIXES: [&str; 2] = ["KUBE-", "MUSSEL-"];
+const CHAIN_PREFIXES: [&str; 2] = [SERVICE_CHAINS, "MUSSEL-"];
+const SERVICE_CHAINS: &str = "KUBE-";
 
 /// Settings without which packets do not pass, and the limits that many watches meet.
 const SYSCTLS: [(&str, u64); 6] = [
@@ -48,9 +49,14 @@ pub fn tune_kernel() {
 ///
 /// The route is for programs on the node itself: the kernel looks for one before iptables may translate the address, and a
 /// machine at the edge need not have a default route. The guard refuses what no Service took, so that no packet to a Service
-/// address ever leaves the node. It also keeps the kernel from refusing questions for the DNS while mussel is restarted: a
+/// address ever leaves the node; without `guards` somebody else takes Services. It also keeps the kernel from refusing questions for the DNS while mussel is restarted: a
 /// resolver takes a refusal for the answer, where it asks again when it hears nothing.
-pub async fn prepare(iptables: &Iptables, service_cidr: Cidr, dns: &[IpAddr]) -> Result<(), HostNetworkError> {
+pub async fn prepare(
+    iptables: &Iptables,
+    service_cidr: Cidr,
+    dns: &[IpAddr],
+    guards: bool,
+) -> Result<(), HostNetworkError> {
     let netlink = Netlink::open()?;
     let index = netlink.ensure_bridge(DNS_INTERFACE).await?;
     for address in dns {
@@ -58,16 +64,18 @@ pub async fn prepare(iptables: &Iptables, service_cidr: Cidr, dns: &[IpAddr]) ->
     }
     netlink.up(index).await?;
     netlink.ensure_link_route(index, service_cidr).await?;
-    iptables.restore(&guard(service_cidr, dns)).await?;
+    iptables.restore(&guard(guards.then_some(service_cidr), dns)).await?;
     for chain in ["FORWARD", "OUTPUT"] {
         iptables.ensure_rule("filter", chain, &["-j", GUARD], false).await?;
     }
     Ok(())
 }
 
-fn guard(service_cidr: Cidr, dns: &[IpAddr]) -> String {
-    let mut rules =
-        format!("*filter\n:{GUARD} - [0:0]\n-A {GUARD} -d {service_cidr} -m addrtype ! --dst-type LOCAL -j REJECT\n");
+fn guard(service_cidr: Option<Cidr>, dns: &[IpAddr]) -> String {
+    let mut rules = format!("*filter\n:{GUARD} - [0:0]\n");
+    if let Some(service_cidr) = service_cidr {
+        rules.push_str(&format!("-A {GUARD} -d {service_cidr} -m addrtype ! --dst-type LOCAL -j REJECT\n"));
+    }
     for address in dns.iter().filter(|address| address.is_ipv4()) {
         // By what was asked and not by who refuses: the refusals of all Services may carry this address.
         rules.push_str(&format!(
@@ -86,6 +94,17 @@ pub enum HostNetworkError {
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Iptables(#[from] IptablesError),
+}
+
+/// Takes away the rules for Services, which somebody else is to make from now on.
+///
+/// # Errors
+/// When iptables refuses.
+pub async fn remove_services(iptables: &Iptables) -> Result<(), HostNetworkError> {
+    for table in ["nat", "filter", "mangle"] {
+        iptables.remove_chains(table, &[SERVICE_CHAINS]).await?;
+    }
+    Ok(())
 }
 
 /// Undoes all that this crate did to the machine. Goes on after a failure and returns every error.

@@ -95,6 +95,22 @@ class Servers(lab.ClusterCase):
             finally:
                 machine.down()
 
+    def test_5_a_name_is_one_servers(self):
+        taken = self.c.servers[0]
+        for flags, says in [([], "another machine has the name"), (["--disable-agent"], "another server has the name")]:
+            machine = self.c.add_server()
+            self.c.servers.remove(machine)
+            try:
+                done = machine.exec(*machine.command("--node-name", taken.name, *flags), check=False, timeout=30)
+                self.assertEqual(done.code, 1, done)
+                self.assertIn(says, done.err)
+                self.assertFalse(os.path.exists(machine.data + "/server/tls/server-ca.key"))
+                self.assertEqual(machine.sh("ls /etc/mussel/node 2>/dev/null || true"), "")
+            finally:
+                machine.down()
+        status = json.loads(taken.exec(lab.BINARY, "store", "status", "-o", "json", *taken.local()).out)
+        self.assertEqual(len(status["members"]), 3, status)
+
     def test_6_a_deleted_server_stays_out_and_can_come_anew(self):
         first, gone = self.c.servers[0], self.c.servers[2]
         first.kubectl("delete", "node", gone.name)
@@ -105,6 +121,18 @@ class Servers(lab.ClusterCase):
         self.assertEqual(done.code, 1)
         self.assertIn("removed", done.err)
         gone.killall()
+        gone.sh(f"rm -rf {gone.data}/server/db")
+        gone.start(ready=False)
+        self.wait_endpoints(self.c.servers, 60)
+        self.c.wait_node(gone)
+
+    def test_7_a_server_is_taken_out_and_its_node_stays(self):
+        first, gone = self.c.servers[0], self.c.servers[1]
+        first.kubectl("annotate", "node", gone.name, "etcd.mussel.io/remove=true")
+        wait_for("the server to end", lambda: not gone.running(), 30)
+        said = self.c.node(gone)["metadata"]["annotations"]
+        self.assertEqual(said["etcd.mussel.io/removed-node-name"], gone.name)
+        self.assertNotIn("etcd.mussel.io/remove", said)
         gone.sh(f"rm -rf {gone.data}/server/db")
         gone.start(ready=False)
         self.wait_endpoints(self.c.servers, 60)

@@ -82,8 +82,9 @@ class Refused(lab.ClusterCase):
     servers, agents = 1, 1
     impostors = 0
 
-    def try_agent(self, *flags, says, name="stranger", written=False, before=None):
+    def try_agent(self, *flags, says, name="stranger", written=False, before=None, env=None):
         machine = self.c.add_agent()
+        machine.env.update(env or {})
         self.c.agents.remove(machine)
         machine.name = name
         try:
@@ -191,6 +192,10 @@ class Refused(lab.ClusterCase):
             self.assertIn(says, done.out)
             self.assertIn("VersionSkew", done.out)
 
+    def test_an_agent_of_the_next_version(self):
+        log = self.try_agent("--token", TOKEN, says="is newer than the server's", env={"MUSSEL_TEST_NEXT_VERSION": "1"})
+        self.assertIn("upgrade the servers first", log)
+
     def test_what_anybody_may_see(self):
         ca = open(self.m.data + "/server/tls/server-ca.crt").read()
         self.assertEqual(self.m.exec("curl", "-sk", "https://127.0.0.1:6443/cacerts").out, ca)
@@ -240,3 +245,22 @@ class Alone(lab.ClusterCase):
         agent.start(ready=False)
         wait_for("the old one to be refused", lambda: "another machine has the name" in agent.log(), 30)
         agent.stop()
+
+    def test_z_another_name_is_another_node(self):
+        machine = self.c.agents[-1]
+        before = machine.name
+        self.c.pod_on(machine, "stays-behind", script="exec sleep 515151")
+        machine.stop()
+        machine.name = "renamed"
+        machine.start("--node-name", "renamed", ready=False)
+        self.c.wait_node(machine)
+        self.assertIn(f'it joins as another node before="{before}"', machine.log())
+        wait_for("what runs for the old node to end", lambda: not machine.container_pids("sleep 515151"), 60)
+        self.m.kubectl("delete", "node", before)
+        self.c.pod_on(machine, "anew")
+        self.assertEqual(self.m.out("exec", "anew", "--", "hostname"), "anew")
+        # Also when mussel starts once more: it is this name's now.
+        machine.stop()
+        machine.start("--node-name", "renamed", ready=False)
+        self.c.wait_node(machine)
+        self.assertEqual({node["metadata"]["name"] for node in self.m.json("get", "nodes")["items"]}, {"server1", "renamed"})

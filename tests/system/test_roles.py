@@ -10,6 +10,10 @@ from lab.network import in_net
 
 class Roles(lab.ClusterCase):
     servers, agents = 2, 1
+    MOVE = """
+        ip addr del {}/24 dev eth0
+        ip addr add {}/24 dev eth0
+        ip route replace default via """
 
     @classmethod
     def cluster(cls):
@@ -55,17 +59,24 @@ class Roles(lab.ClusterCase):
 
     def test_2_a_new_address_is_in_the_certificate_at_once(self):
         machine, before, new = self.full, self.full.ip, self.c.lan.next_address()
-        move = """
-            ip addr del {}/24 dev eth0
-            ip addr add {}/24 dev eth0
-            ip route replace default via """ + self.c.lan.router
-        machine.sh(move.format(before, new))
+        machine.sh(self.MOVE.format(before, new) + self.c.lan.router)
         try:
             ask = ["curl", "-sS", "-m", "3", "--cacert", machine.data + "/server/tls/server-ca.crt"]
             wait_for("the certificate", lambda: machine.exec(*ask, f"https://{new}:6443/ping").out == "pong", 20)
         finally:
-            machine.sh(move.format(new, before))
+            machine.sh(self.MOVE.format(new, before) + self.c.lan.router)
         wait_for("a write", lambda: machine.kubectl("create", "configmap", "at-the-old-address"), 40)
+
+    def test_2_so_it_is_for_an_agent(self):
+        agent, new = self.c.agents[0], self.c.lan.next_address()
+        before = agent.ip
+        agent.sh(self.MOVE.format(before, new) + self.c.lan.router)
+        try:
+            ask = ["curl", "-sS", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}",
+                   "--cacert", agent.data + "/agent/server-ca.crt", f"https://{new}:10250/pods"]
+            wait_for("the certificate", lambda: agent.exec(*ask).out == "401", 20)
+        finally:
+            agent.sh(self.MOVE.format(new, before) + self.c.lan.router)
 
     def test_3_a_server_without_a_node_is_removed_by_its_name(self):
         wait_for("who runs controllers to lead", lambda: self.members()[self.full.name]["leader"], 30)

@@ -135,7 +135,7 @@ class Certificates(lab.ClusterCase):
                 openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt > $ca-ca.key
                 openssl req -new -key $ca-ca.key -subj /CN=new-$ca-ca -out $ca.csr
                 printf 'basicConstraints=critical,CA:TRUE\\nkeyUsage=critical,keyCertSign,digitalSignature\\n' > ext
-                openssl x509 -req -in $ca.csr -CA {tls}/$ca-ca.crt -CAkey {tls}/$ca-ca.key -days 900 -extfile ext \\
+                openssl x509 -req -in $ca.csr -CA {tls}/$ca-ca.crt -CAkey {tls}/$ca-ca.key -days 300 -extfile ext \\
                     -set_serial 4711 -out $ca-ca.crt 2>/dev/null
                 cat {tls}/$ca-ca.crt >> $ca-ca.crt
             done
@@ -162,6 +162,8 @@ class Certificates(lab.ClusterCase):
         self.c.wait_node(agent)
         self.c.pod_on(agent, "after")
         self.assertEqual(self.m.out("exec", "after", "--", "hostname"), "after")
+        wait_for("a word on the new CA's short life", lambda: "CACertificateExpirationWarning" in self.m.out(
+            "get", "events", "-A", "--field-selector", "involvedObject.kind=Node,involvedObject.name=agent1"))
 
 
 class OwnAuthorities(lab.Case):

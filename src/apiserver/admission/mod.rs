@@ -100,7 +100,7 @@ impl Chain {
             Box::new(taint_nodes::TaintNodesByCondition),
             Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority),
-            Box::new(tolerations::DefaultTolerationSeconds),
+            Box::new(tolerations::DefaultTolerationSeconds::new(config)),
             Box::new(protection::StorageObjectInUseProtection),
             Box::new(default_class::DefaultStorageClass),
             Box::new(default_class::DefaultIngressClass),

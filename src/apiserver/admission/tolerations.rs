@@ -1,14 +1,22 @@
-//! Pods stay for five minutes on a node that is not ready or not reachable, unless they say otherwise.
+//! Pods stay for a while on a node that is not ready or not reachable, unless they say otherwise.
 
 use serde_json::{Value, json};
 
 use super::{Attributes, Plugin};
+use crate::config::Config;
 use crate::status::Status;
 
-pub struct DefaultTolerationSeconds;
+pub struct DefaultTolerationSeconds {
+    /// Which taints are tolerated for how long.
+    taints: [(&'static str, i64); 2],
+}
 
-const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
-const SECONDS: i64 = 300;
+impl DefaultTolerationSeconds {
+    pub fn new(config: &Config) -> Self {
+        let (not_ready, unreachable) = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable");
+        Self { taints: [(not_ready, config.not_ready_seconds), (unreachable, config.unreachable_seconds)] }
+    }
+}
 
 impl Plugin for DefaultTolerationSeconds {
     fn name(&self) -> &'static str {
@@ -21,7 +29,7 @@ impl Plugin for DefaultTolerationSeconds {
         }
         let tolerations = object["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
         let mut more = tolerations.clone();
-        for taint in TAINTS {
+        for (taint, seconds) in self.taints {
             let tolerated = tolerations.iter().any(|toleration| {
                 let key = toleration["key"].as_str().unwrap_or_default();
                 let effect = toleration["effect"].as_str().unwrap_or_default();
@@ -29,7 +37,7 @@ impl Plugin for DefaultTolerationSeconds {
             });
             if !tolerated {
                 more.push(
-                    json!({"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}),
+                    json!({"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}),
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! Events are kept for an hour.
+//! Events are kept for a while: an hour, unless configured otherwise.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +9,6 @@ use mussel_store::{CommitError, Freshness, Precondition, Txn};
 
 use super::key;
 use crate::Context;
-
-/// Upstream's default `--event-ttl`.
-const EVENT_SECONDS: i64 = 3600;
 
 /// How often old events are looked for. An event may so live a little longer; a pass without old events writes nothing.
 const PERIOD: Duration = Duration::from_secs(5 * 60);
@@ -41,6 +38,7 @@ pub fn start(context: &Arc<Context>) {
 /// Removes the events that were last written before the time to live. A write renews an event's life.
 pub async fn expire(context: &Context, now: Timestamp) -> Result<usize, CommitError> {
     let Ok(snapshot) = context.store.snapshot(Freshness::Local).await else { return Ok(0) };
+    let seconds = i64::try_from(context.config.event_ttl.as_secs()).unwrap_or(i64::MAX);
     let prefix = key::prefix("events", "");
     let mut doomed = Vec::new();
     for (key, versioned) in snapshot.range(&prefix, &prefix) {
@@ -55,7 +53,7 @@ pub async fn expire(context: &Context, now: Timestamp) -> Result<usize, CommitEr
             .chain(std::iter::once(event.meta_str("creationTimestamp")))
             .filter_map(|text| text.parse::<Timestamp>().ok())
             .max();
-        if newest.is_none_or(|newest| now.as_second() - newest.as_second() > EVENT_SECONDS) {
+        if newest.is_none_or(|newest| now.as_second() - newest.as_second() > seconds) {
             doomed.push((key.clone(), versioned.revision));
         }
     }

@@ -73,7 +73,8 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
     let now = Timestamp::now();
     let mut lasts = seconds;
     let in_pod = claims.pod.is_some();
-    if in_pod && seconds == EXTENDED_FROM && audiences.iter().all(|audience| ours.contains(audience)) {
+    let extends = call.context.config.extend_tokens;
+    if extends && in_pod && seconds == EXTENDED_FROM && audiences.iter().all(|audience| ours.contains(audience)) {
         lasts = EXTENDED_TO;
         claims.warnafter = Some(now.as_second() + seconds);
     }

@@ -1,10 +1,11 @@
 //! Flags, with k3s' names and meanings. Each is also an environment variable (`MUSSEL_` and the flag's name) and a key of
 //! the config file; the command line wins over the file, and the file over the environment.
 
+mod accepted;
 mod node;
 mod server;
 mod tools;
-mod values;
+pub mod values;
 
 use std::path::PathBuf;
 
@@ -19,10 +20,11 @@ pub use tools::{
 
 pub const DEFAULT_CONFIG: &str = "/etc/mussel/config.yaml";
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/mussel";
+pub const DEFAULT_KUBECONFIG: &str = "/etc/mussel/mussel.yaml";
 pub const DEFAULT_RUN_DIR: &str = "/run/mussel";
 
 #[derive(Debug, Parser)]
-#[command(name = "mussel", version = VERSION, about = "Kubernetes for the edge in one static binary")]
+#[command(name = "mussel", version = version_line(), about = "Kubernetes for the edge in one static binary")]
 #[command(disable_help_subcommand = true, args_override_self = true, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
@@ -30,6 +32,11 @@ pub struct Cli {
 }
 
 pub const VERSION: &str = mussel_api::version::GIT_VERSION;
+
+/// As k3s has it: scripts take the third word of the first line.
+fn version_line() -> String {
+    format!("version {VERSION}")
+}
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -54,6 +61,18 @@ pub enum Command {
     Killall(LocalArgs),
     /// Check that this machine has what a node needs
     CheckConfig(LocalArgs),
+    /// The machine's kubectl, with this cluster's kubeconfig
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// The machine's crictl, on the embedded runtime
+    #[command(disable_help_flag = true)]
+    Crictl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Run one pod's supervisor (internal)
     #[command(hide = true)]
     Shim {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::accepted::NodeAccepted;
 use super::values::{Taint, label, taint};
 use super::{DEFAULT_CONFIG, LocalArgs};
 
@@ -71,8 +72,21 @@ pub struct NodeArgs {
     /// resolv.conf that pods and the cluster DNS build on (default: the host's)
     #[arg(long, env = "MUSSEL_RESOLV_CONF", value_name = "FILE", help_heading = "Node")]
     pub resolv_conf: Option<PathBuf>,
+    /// Hand KEY=VALUE to the kubelet, such as max-pods=250; may be repeated
+    #[arg(long, env = "MUSSEL_KUBELET_ARG", value_name = "KEY=VALUE", help_heading = "Node")]
+    pub kubelet_arg: Vec<String>,
+    /// Hand KEY=VALUE to the Service proxy; may be repeated
+    #[arg(long, env = "MUSSEL_KUBE_PROXY_ARG", value_name = "KEY=VALUE", help_heading = "Node")]
+    pub kube_proxy_arg: Vec<String>,
+    /// Append an id that is this machine's to the node's name
+    #[arg(long, env = "MUSSEL_WITH_NODE_ID", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    #[arg(help_heading = "Node")]
+    pub with_node_id: bool,
     /// Password that this node's name is tied to
     #[arg(long, env = "MUSSEL_NODE_PASSWORD_FILE", default_value = "/etc/mussel/node/password", value_name = "FILE")]
     #[arg(help_heading = "Node")]
     pub node_password_file: PathBuf,
+
+    #[command(flatten)]
+    pub accepted: NodeAccepted,
 }

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use mussel_network::backend::Backend;
 
-use super::NodeArgs;
+use super::accepted::ServerAccepted;
 use super::values::{PortRange, cidr_v4, octal, port_range};
+use super::{DEFAULT_KUBECONFIG, NodeArgs};
 
 /// Backups of the cluster's state, and what to do when it is lost.
 #[derive(Debug, Clone, Args)]
@@ -51,7 +52,7 @@ pub struct ServerArgs {
         short = 'o',
         long,
         env = "MUSSEL_WRITE_KUBECONFIG",
-        default_value = "/etc/mussel/mussel.yaml",
+        default_value = DEFAULT_KUBECONFIG,
         value_name = "FILE"
     )]
     #[arg(help_heading = "Client")]
@@ -60,6 +61,13 @@ pub struct ServerArgs {
     #[arg(long, env = "MUSSEL_WRITE_KUBECONFIG_MODE", default_value = "0600", value_parser = octal, value_name = "MODE")]
     #[arg(help_heading = "Client")]
     pub write_kubeconfig_mode: u32,
+    /// Group that it belongs to
+    #[arg(long, env = "MUSSEL_WRITE_KUBECONFIG_GROUP", value_name = "GROUP", help_heading = "Client")]
+    pub write_kubeconfig_group: Option<String>,
+    /// Name of cluster, user and context in it
+    #[arg(long, env = "MUSSEL_WRITE_KUBECONFIG_NAME", default_value = "default", value_name = "NAME")]
+    #[arg(help_heading = "Client")]
+    pub write_kubeconfig_name: String,
 
     /// Port the API listens on
     #[arg(
@@ -74,6 +82,10 @@ pub struct ServerArgs {
     /// Address that the API server is known by in the cluster (default: the node's)
     #[arg(long, env = "MUSSEL_ADVERTISE_ADDRESS", value_name = "IP", help_heading = "Listener")]
     pub advertise_address: Option<IpAddr>,
+    /// Port that it is known by (default: --https-listen-port)
+    #[arg(long, env = "MUSSEL_ADVERTISE_PORT", value_name = "PORT", help_heading = "Listener")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub advertise_port: Option<u16>,
     /// Additional names and addresses in the server's certificate
     #[arg(long, env = "MUSSEL_TLS_SAN", value_delimiter = ',', value_name = "NAME", help_heading = "Listener")]
     pub tls_san: Vec<String>,
@@ -156,8 +168,37 @@ pub struct ServerArgs {
     #[arg(long, env = "MUSSEL_DISABLE_CONTROLLER_MANAGER", num_args = 0..=1, default_value_t = false)]
     #[arg(default_missing_value = "true", help_heading = "Components")]
     pub disable_controller_manager: bool,
+    /// Refused: every server keeps the store
+    #[arg(long, env = "MUSSEL_DISABLE_ETCD", num_args = 0..=1, default_value_t = false)]
+    #[arg(default_missing_value = "true", help_heading = "Components")]
+    pub disable_etcd: bool,
+    /// Leave Services to somebody else's proxy
+    #[arg(long, env = "MUSSEL_DISABLE_KUBE_PROXY", num_args = 0..=1, default_value_t = false)]
+    #[arg(default_missing_value = "true", help_heading = "Components")]
+    pub disable_kube_proxy: bool,
     /// Leave scheduling to other servers
     #[arg(long, env = "MUSSEL_DISABLE_SCHEDULER", num_args = 0..=1, default_value_t = false)]
     #[arg(default_missing_value = "true", help_heading = "Components")]
     pub disable_scheduler: bool,
+
+    /// Hand KEY=VALUE to the API server; may be repeated
+    #[arg(long, env = "MUSSEL_KUBE_APISERVER_ARG", value_name = "KEY=VALUE", help_heading = "Components")]
+    pub kube_apiserver_arg: Vec<String>,
+    /// Hand KEY=VALUE to the controllers; may be repeated
+    #[arg(long, alias = "kube-controller-arg", env = "MUSSEL_KUBE_CONTROLLER_MANAGER_ARG", value_name = "KEY=VALUE")]
+    #[arg(help_heading = "Components")]
+    pub kube_controller_manager_arg: Vec<String>,
+    /// Hand KEY=VALUE to the scheduler; may be repeated
+    #[arg(long, env = "MUSSEL_KUBE_SCHEDULER_ARG", value_name = "KEY=VALUE", help_heading = "Components")]
+    pub kube_scheduler_arg: Vec<String>,
+    /// Hand KEY=VALUE to the cloud controller; may be repeated
+    #[arg(long, alias = "kube-cloud-controller-arg", env = "MUSSEL_KUBE_CLOUD_CONTROLLER_MANAGER_ARG")]
+    #[arg(value_name = "KEY=VALUE", help_heading = "Components")]
+    pub kube_cloud_controller_manager_arg: Vec<String>,
+    /// Hand KEY=VALUE to the store, such as heartbeat-interval=500; may be repeated
+    #[arg(long, env = "MUSSEL_ETCD_ARG", value_name = "KEY=VALUE", help_heading = "Components")]
+    pub etcd_arg: Vec<String>,
+
+    #[command(flatten)]
+    pub accepted: ServerAccepted,
 }

@@ -15,29 +15,42 @@ pub struct Taint {
     pub effect: String,
 }
 
-/// `24h`, `1h30m`, `90s` or `0`, as Go writes them.
+impl Taint {
+    /// Until a cloud's own controller has looked at the machine.
+    pub fn uninitialized() -> Self {
+        Self {
+            key: "node.cloudprovider.kubernetes.io/uninitialized".to_owned(),
+            value: "true".to_owned(),
+            effect: "NoSchedule".to_owned(),
+        }
+    }
+}
+
+/// `24h`, `1h30m`, `90s`, `500ms` or `0`, as Go writes them; only whole numbers.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time such as 24h, 90m or 0");
     if text == "0" {
         return Ok(Duration::ZERO);
     }
     let (mut total, mut number) = (0_u64, String::new());
-    for letter in text.chars() {
-        let unit = match letter {
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        let milliseconds = match letter {
             '0'..='9' => {
                 number.push(letter);
                 continue;
             }
-            'd' => 86_400,
-            'h' => 3600,
-            'm' => 60,
-            's' => 1,
+            'd' => 86_400_000,
+            'h' => 3_600_000,
+            'm' if letters.next_if_eq(&'s').is_some() => 1,
+            'm' => 60_000,
+            's' => 1000,
             _ => return Err(wrong()),
         };
         let count: u64 = std::mem::take(&mut number).parse().map_err(|_| wrong())?;
-        total = count.checked_mul(unit).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
+        total = count.checked_mul(milliseconds).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
     }
-    if number.is_empty() && !text.is_empty() { Ok(Duration::from_secs(total)) } else { Err(wrong()) }
+    if number.is_empty() && !text.is_empty() { Ok(Duration::from_millis(total)) } else { Err(wrong()) }
 }
 
 pub fn octal(text: &str) -> Result<u32, String> {
@@ -89,6 +102,7 @@ mod tests {
     fn durations_are_read_as_go_writes_them() {
         assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("1m500ms"), Ok(Duration::from_millis(60_500)));
         for wrong in ["", "5", "h", "1x", "-1h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }

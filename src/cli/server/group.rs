@@ -14,7 +14,7 @@ use mussel_cluster::peers::PeerTransport;
 use mussel_cluster::pki::Pki;
 use mussel_cluster::settings::ClusterSettings;
 use mussel_cluster::token::Token;
-use mussel_store::{Peer, Store};
+use mussel_store::{Peer, Store, Timing};
 use tokio::time;
 
 use crate::cli::parts::chain;
@@ -38,6 +38,8 @@ pub async fn enter(
     token: Option<&str>,
     settings: &ClusterSettings,
     server_dir: &Path,
+    node_name: &str,
+    password_file: Option<&Path>,
 ) -> anyhow::Result<Entry> {
     if Store::has_data(&server_dir.join("db"))? {
         return Ok(Entry::Open);
@@ -48,7 +50,14 @@ pub async fn enter(
         bail!("--server needs the cluster's --token; it is in <data-dir>/server/token there")
     };
     let token = Token::parse(token).context("--token")?;
-    let join = ServerJoin { server, token, settings: settings.clone(), dir: server_dir.to_owned() };
+    let join = ServerJoin {
+        server,
+        token,
+        settings: settings.clone(),
+        node_name: node_name.to_owned(),
+        password_file: password_file.map(Path::to_owned),
+        dir: server_dir.to_owned(),
+    };
     let mut reasons = Reasons::default();
     loop {
         match join.attempt().await {
@@ -69,10 +78,12 @@ pub async fn open(
     server_dir: &Path,
     node_name: &str,
     address: SocketAddr,
+    timing: Timing,
     pki: &Pki,
     identity: Arc<ClientIdentity>,
 ) -> anyhow::Result<Store> {
     let mut config = mussel_store::Config::new(server_dir.join("db"));
+    config.timing = timing;
     let transport = PeerTransport::new(pki.peer_ca.cert_pem(), identity)?;
     config.peer =
         Some(Peer { name: node_name.to_owned(), address: address.to_string(), transport: Arc::new(transport) });

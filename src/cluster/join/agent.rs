@@ -10,6 +10,7 @@ use super::identity::{self, Identity};
 use super::request::{self, Answer, Trust};
 use super::steps::{Asked, JoinError, authorization};
 use crate::balancer::Balancer;
+use crate::next_version;
 use crate::pki::CertKey;
 use crate::protocol::{self, Certificate};
 use crate::settings::ClusterSettings;
@@ -125,7 +126,7 @@ impl Entered<'_> {
     async fn settings(&self) -> Result<ClusterSettings, JoinError> {
         let answer = self.get(protocol::CONFIG).await?;
         if let Some(version) = answer.version() {
-            protocol::check_agent_version(mussel_api::version::GIT_VERSION, version)?;
+            protocol::check_agent_version(next_version::version(), version)?;
         }
         serde_json::from_slice(&answer.body).map_err(|_| JoinError::Answer { path: protocol::CONFIG.to_owned() })
     }

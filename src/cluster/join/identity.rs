@@ -4,6 +4,9 @@
 use std::path::Path;
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::files::{self, FileError};
 use crate::pki::CertKey;
@@ -93,7 +96,15 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
 }
 
 impl Identity {
-    /// Gives up the certificates, since the cluster has given the node's name to another machine. Keys and CAs stay.
+    /// The node that the certificates are of.
+    pub fn node_name(&self) -> Option<String> {
+        let der = CertificateDer::from_pem_slice(self.client_kubelet.cert_pem.as_bytes()).ok()?;
+        let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+        let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+        name.strip_prefix("system:node:").map(str::to_owned)
+    }
+
+    /// Gives up the certificates, since they are of a name that is not this machine's any more. Keys and CAs stay.
     ///
     /// # Errors
     /// When a file cannot be removed.
@@ -122,14 +133,44 @@ pub fn request(dir: &Path, certificate: Certificate) -> Result<(String, Vec<u8>)
 /// # Errors
 /// When the file cannot be read or written.
 pub fn ensure_password(path: &Path) -> Result<String, FileError> {
-    if let Some(text) = files::read(path)?
-        && !text.trim().is_empty()
-    {
-        return Ok(text.trim().to_owned());
+    Made::read_or_make::<16>(path)?.keep()
+}
+
+/// The id that sets this machine apart from others of its name, made at first use.
+///
+/// # Errors
+/// As [`ensure_password`].
+pub fn ensure_id(path: &Path) -> Result<String, FileError> {
+    Made::read_or_make::<4>(path)?.keep()
+}
+
+/// Random hex digits that a file holds, or is to hold.
+pub struct Made<'a> {
+    path: &'a Path,
+    pub text: String,
+    is_new: bool,
+}
+
+impl<'a> Made<'a> {
+    /// Of so many bytes. Nothing is written.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read_or_make<const BYTES: usize>(path: &'a Path) -> Result<Self, FileError> {
+        let kept = files::read(path)?.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let is_new = kept.is_none();
+        let random = || rand::random::<[u8; BYTES]>().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { path, text: kept.unwrap_or_else(random), is_new })
     }
-    let password: String = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
-    files::write(path, format!("{password}\n").as_bytes(), 0o600)?;
-    Ok(password)
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn keep(self) -> Result<String, FileError> {
+        if self.is_new {
+            files::write(self.path, format!("{}\n", self.text).as_bytes(), 0o600)?;
+        }
+        Ok(self.text)
+    }
 }
 
 #[cfg(test)]

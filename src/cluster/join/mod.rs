@@ -10,6 +10,6 @@ mod server;
 pub(crate) mod steps;
 
 pub use agent::{AgentJoin, Joined};
-pub use identity::{Identity, IdentityError, ensure_password};
+pub use identity::{Identity, IdentityError, ensure_id, ensure_password};
 pub use server::{ServerJoin, ServerJoinError};
 pub use steps::{JoinError, Reasons};

@@ -17,7 +17,7 @@ use tokio::time;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::protocol;
+use crate::{next_version, protocol};
 
 const REQUEST_TIME: Duration = Duration::from_secs(15);
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -111,7 +111,7 @@ async fn exchange(
     request
         .headers_mut()
         .insert(header::HOST, HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("mussel")));
-    request.headers_mut().insert(protocol::VERSION_HEADER, HeaderValue::from_static(mussel_api::version::GIT_VERSION));
+    request.headers_mut().insert(protocol::VERSION_HEADER, next_version::header());
     let response = sender.send_request(request).await.map_err(RequestError::Http)?;
     let (parts, body) = response.into_parts();
     let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|_| RequestError::Body)?.to_bytes();

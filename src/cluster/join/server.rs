@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use mussel_client::ClusterTls;
 
+use super::identity::Made;
 use super::request::{self, Trust};
 use super::steps::{Asked, JoinError, authorization};
 use crate::admin;
 use crate::bootstrap::{self, Bootstrap, BootstrapError};
 use crate::files;
+use crate::next_version;
 use crate::protocol::{self, SERVER_USER};
 use crate::settings::ClusterSettings;
 use crate::token::{Credential, Token};
@@ -20,6 +22,9 @@ pub struct ServerJoin {
     pub server: String,
     pub token: Token,
     pub settings: ClusterSettings,
+    pub node_name: String,
+    /// The password that ties the name to this machine, if it is to run a node.
+    pub password_file: Option<PathBuf>,
     /// `<data-dir>/server`
     pub dir: PathBuf,
 }
@@ -66,11 +71,21 @@ impl ServerJoin {
         if let Some(value) = authorization(&credential) {
             headers.insert(http::header::AUTHORIZATION, value);
         }
+        let own = self.password_file.as_deref().map(Made::read_or_make::<16>).transpose().map_err(JoinError::from)?;
+        let own_password = own.as_ref().map_or("", |own| own.text.as_str());
+        for (name, value) in
+            [(protocol::NODE_NAME_HEADER, self.node_name.as_str()), (protocol::NODE_PASSWORD_HEADER, own_password)]
+        {
+            let value = HeaderValue::from_str(value);
+            let mut value = value.map_err(|_| JoinError::Refused { reason: format!("{name} is not usable") })?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
         let path = protocol::SERVER_BOOTSTRAP;
         let answer = request::send(asked.address, Trust::Cluster(&tls), Method::GET, path, headers, Vec::new()).await;
         let answer = answer.map_err(|error| asked.refusal(path, error))?;
         if let Some(version) = answer.version() {
-            protocol::check_server_version(mussel_api::version::GIT_VERSION, version).map_err(JoinError::from)?;
+            protocol::check_server_version(next_version::version(), version).map_err(JoinError::from)?;
         }
         let bootstrap = Bootstrap::open(&answer.body, password)?;
         let differences = self.settings.differences(&bootstrap.settings);
@@ -80,6 +95,7 @@ impl ServerJoin {
         }
         self.check_files(&bootstrap)?;
         bootstrap.write(&self.dir).map_err(JoinError::from)?;
+        own.map(Made::keep).transpose().map_err(JoinError::from)?;
         Ok(bootstrap)
     }
 

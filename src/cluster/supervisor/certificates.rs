@@ -60,7 +60,7 @@ impl Supervisor {
     }
 }
 
-fn password_status(error: PasswordError) -> Status {
+pub(super) fn password_status(error: PasswordError) -> Status {
     match &error {
         PasswordError::Taken { .. } => Status::new(403, protocol::reason::NAME_TAKEN, error.to_string()),
         PasswordError::Unusable => Status::bad_request(error.to_string()),

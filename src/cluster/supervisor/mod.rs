@@ -23,6 +23,8 @@ use tokio::time;
 
 use crate::bootstrap::{self, Bootstrap};
 use crate::ca_rotation;
+use crate::next_version;
+use crate::node_password;
 use crate::pki::{Leaf, Pki};
 use crate::protocol;
 use crate::settings::ClusterSettings;
@@ -99,8 +101,7 @@ impl Supervisor {
             Ok(Err(status)) => status.into_response(),
             Err(_) => Status::timeout("the request took too long").into_response(),
         };
-        let version = HeaderValue::from_static(mussel_api::version::GIT_VERSION);
-        response.headers_mut().insert(protocol::VERSION_HEADER, version);
+        response.headers_mut().insert(protocol::VERSION_HEADER, next_version::header());
         response
     }
 
@@ -144,7 +145,7 @@ impl Supervisor {
             protocol::AUTHORITIES if *request.method() == Method::PUT => {
                 self.rotate_authorities(&caller, request).await
             }
-            protocol::SERVER_BOOTSTRAP if reads => self.bootstrap(&caller).await,
+            protocol::SERVER_BOOTSTRAP if reads => self.bootstrap(&caller, request.headers()).await,
             _ => Err(not_found(&path)),
         }
     }
@@ -193,12 +194,13 @@ impl Supervisor {
     }
 
     /// What a server needs to become one of this cluster.
-    async fn bootstrap(&self, caller: &Caller) -> Result<Response, Status> {
+    async fn bootstrap(&self, caller: &Caller, headers: &HeaderMap) -> Result<Response, Status> {
         if *caller != Caller::Server {
             let message = "the token lets agents join, but not servers; use the servers' token";
             return Err(Status::new(403, "Forbidden", message));
         }
         let store = self.0.store.get().ok_or_else(not_ready)?;
+        self.check_name(store, headers).await?;
         let secrets = self.0.config.secrets.load_full();
         let bootstrap = Bootstrap {
             settings: self.0.config.settings.clone(),
@@ -211,6 +213,32 @@ impl Supervisor {
         let sealed = tokio::task::spawn_blocking(move || bootstrap.seal(&secrets.server)).await;
         let sealed = sealed.map_err(Status::internal)?.map_err(Status::internal)?;
         Ok(with_type(Body::from(sealed), "application/json"))
+    }
+
+    /// Two servers of one name would be one node, and be taken for each other in the group. A server from before that was
+    /// asked does not say its name.
+    async fn check_name(&self, store: &Store, headers: &HeaderMap) -> Result<(), Status> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let (name, password) = (text(protocol::NODE_NAME_HEADER), text(protocol::NODE_PASSWORD_HEADER));
+        if name.is_empty() {
+            return Ok(());
+        }
+        if !password.is_empty() {
+            let (_, client) = self.api()?;
+            return node_password::check(client, name, password).await.map_err(certificates::password_status);
+        }
+        // Without a node there is no password: the name is taken for as long as its holder answers.
+        let holder = store.members().into_iter().find(|member| member.name == name && member.reachable == Some(true));
+        match holder {
+            Some(member) => {
+                let message = format!(
+                    "another server has the name {name:?} and answers at {}; choose another --node-name",
+                    member.address
+                );
+                Err(Status::new(403, protocol::reason::NAME_TAKEN, message))
+            }
+            None => Ok(()),
+        }
     }
 
     /// `host:port` of every server that lives, from the endpoints of `default/kubernetes`.
@@ -228,7 +256,7 @@ fn check_version(headers: &HeaderMap, is_server: bool) -> Result<(), Status> {
     let Some(version) = headers.get(protocol::VERSION_HEADER) else { return Ok(()) };
     let version = version.to_str().unwrap_or_default();
     let check = if is_server { protocol::check_server_version } else { protocol::check_agent_version };
-    check(version, mussel_api::version::GIT_VERSION)
+    check(version, next_version::version())
         .map_err(|skew| Status::new(400, protocol::reason::VERSION_SKEW, skew.to_string()))
 }
 

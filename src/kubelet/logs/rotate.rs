@@ -1,4 +1,4 @@
-//! Keeps logs short: ten megabytes a file, five files a container, the old ones compressed by nobody.
+//! Keeps logs short: so many bytes a file, so many files a container, the old ones compressed by nobody.
 
 use std::fs;
 use std::io;
@@ -7,9 +7,6 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use crate::cri::Cri;
-
-const BYTES_MAX: u64 = 10 * 1024 * 1024;
-const FILES_MAX: usize = 5;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RotateError {
@@ -20,16 +17,16 @@ pub enum RotateError {
 }
 
 /// Whether a container's log directory holds a file that is due.
-pub fn has_long(dir: &Path) -> bool {
+pub fn has_long(dir: &Path, bytes_max: u64) -> bool {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .filter(|e| e.path().extension().is_some_and(|x| x == "log"))
-        .any(|e| e.metadata().is_ok_and(|m| m.len() > BYTES_MAX))
+        .any(|e| e.metadata().is_ok_and(|m| m.len() > bytes_max))
 }
 
 /// Moves the log aside and has the runtime open a new one. On failure it is moved back.
-pub async fn rotate(cri: &Cri, id: &str, log: &Path) -> Result<(), RotateError> {
-    if fs::metadata(log)?.len() <= BYTES_MAX {
+pub async fn rotate(cri: &Cri, id: &str, log: &Path, bytes_max: u64, files_max: usize) -> Result<(), RotateError> {
+    if fs::metadata(log)?.len() <= bytes_max {
         return Ok(());
     }
     let mut aside = log.as_os_str().to_owned();
@@ -43,7 +40,7 @@ pub async fn rotate(cri: &Cri, id: &str, log: &Path) -> Result<(), RotateError> 
     let mut old = rotated(log)?;
     old.sort();
     // The current file counts too.
-    let surplus = old.len().saturating_sub(FILES_MAX - 1);
+    let surplus = old.len().saturating_sub(files_max.saturating_sub(1));
     for path in old.into_iter().take(surplus) {
         fs::remove_file(path)?;
     }

@@ -23,8 +23,6 @@ use crate::shared::{RuntimeState, Shared};
 const LEASE_SECONDS: i32 = 40;
 const LEASE_PERIOD: Duration = Duration::from_secs(10);
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-/// An unchanged status is said again this often.
-const STATUS_PERIOD: Duration = Duration::from_secs(300);
 const RUNTIME_CHECK: Duration = Duration::from_secs(30);
 const RUNTIME_CHECK_STARTING: Duration = Duration::from_millis(200);
 
@@ -108,7 +106,7 @@ pub async fn run(shared: Arc<Shared>, mut pressure: watch::Receiver<Pressure>) {
         let pressed = *pressure.borrow_and_update();
         match update(&shared, &state, pressed).await {
             Ok(()) => {
-                next = Instant::now() + STATUS_PERIOD;
+                next = Instant::now() + shared.config.tuning.status_period;
                 wait = Duration::from_millis(200);
                 let ready = state.runtime && state.network;
                 if was_ready != Some(ready) {

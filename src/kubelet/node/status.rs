@@ -29,18 +29,21 @@ pub async fn compute(
     let config = &shared.config;
     let machine = &shared.machine;
     let disk = FsUsage::of(&config.root_dir).unwrap_or_default();
-    let amounts = |disk_bytes: u64| {
+    let tuning = &config.tuning;
+    let amounts = |milli_cpu: i64, memory_bytes: i64, disk_bytes: u64| {
+        let cpu = if milli_cpu % 1000 == 0 { (milli_cpu / 1000).to_string() } else { format!("{milli_cpu}m") };
         BTreeMap::from([
-            ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
-            ("memory".to_owned(), Quantity(format!("{}Ki", machine.memory / 1024))),
-            ("pods".to_owned(), Quantity(config.pods_max.to_string())),
+            ("cpu".to_owned(), Quantity(cpu)),
+            ("memory".to_owned(), Quantity(format!("{}Ki", memory_bytes / 1024))),
+            ("pods".to_owned(), Quantity(tuning.pods_max.to_string())),
             ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", disk_bytes / 1024))),
             ("hugepages-1Gi".to_owned(), Quantity("0".into())),
             ("hugepages-2Mi".to_owned(), Quantity("0".into())),
         ])
     };
-    let mut capacity = amounts(disk.capacity);
-    let mut allocatable = capacity.clone();
+    let room = machine.room(tuning);
+    let mut capacity = amounts(machine.cpus * 1000, machine.memory, disk.capacity);
+    let mut allocatable = amounts(room.milli_cpu, room.memory, tuning.storage_for_pods(disk.capacity));
     // Extended resources that others announced on the Node stay.
     for (mine, theirs) in [
         (&mut capacity, old.and_then(|o| o.capacity.as_ref())),

@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::shared::Shared;
+use crate::tuning::Threshold;
 use crate::{KubeletError, pod};
 
 /// A client must have said who it is within this time.
@@ -219,6 +220,10 @@ async fn running_pods(State(server): State<Server>) -> Response {
 
 async fn configz(State(server): State<Server>) -> Response {
     let config = &server.shared.config;
+    let tuning = &config.tuning;
+    let memory = u64::try_from(server.shared.machine.memory).unwrap_or(0);
+    // The only one that depends on the machine is that of memory.
+    let threshold = |least: Option<Threshold>| least.map_or("0".to_owned(), |least| least.show(memory));
     let dns: Vec<String> = config.cluster_dns.iter().map(ToString::to_string).collect();
     json(&serde_json::json!({"kubeletconfig": {
         "kind": "KubeletConfiguration",
@@ -229,16 +234,25 @@ async fn configz(State(server): State<Server>) -> Response {
         "clusterDNS": dns,
         "cgroupRoot": config.cgroup_root,
         "cgroupDriver": if config.cgroup_root.is_empty() { "" } else { "cgroupfs" },
-        "maxPods": config.pods_max,
+        "maxPods": tuning.pods_max,
         "resolvConf": config.resolv_conf,
-        "containerLogMaxSize": "10Mi",
-        "containerLogMaxFiles": 5,
-        "imageGCHighThresholdPercent": 85,
-        "imageGCLowThresholdPercent": 80,
-        "nodeStatusReportFrequency": "5m0s",
+        "podPidsLimit": tuning.pod_pids_max.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX)),
+        "containerLogMaxSize": tuning.log_bytes_max.to_string(),
+        "containerLogMaxFiles": tuning.log_files_max,
+        "imageGCHighThresholdPercent": tuning.image_gc_high_percent,
+        "imageGCLowThresholdPercent": tuning.image_gc_low_percent,
+        "imageMinimumGCAge": format!("{}s", tuning.image_age_min.as_secs()),
+        "maxParallelImagePulls": tuning.pulls_max,
+        "evictionPressureTransitionPeriod": format!("{}s", tuning.pressure_transition.as_secs()),
+        "nodeStatusReportFrequency": format!("{}s", tuning.status_period.as_secs()),
         "nodeLeaseDurationSeconds": 40,
         "podLogsDir": config.pod_logs_dir,
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%"},
+        "evictionHard": {
+            "memory.available": threshold(tuning.eviction.memory),
+            "nodefs.available": threshold(tuning.eviction.disk),
+            "nodefs.inodesFree": threshold(tuning.eviction.inodes),
+            "pid.available": threshold(tuning.eviction.pids),
+        },
         "enableServer": true,
         "failSwapOn": false,
     }}))

@@ -130,7 +130,7 @@ fn services_answer() {
         let pods = network(&dir);
         pods.set_pod_cidr("10.42.0.0/24".parse().unwrap()).await.unwrap();
         let dns = ["10.43.0.10".parse().unwrap()];
-        host::prepare(pods.iptables(), "10.43.0.0/16".parse().unwrap(), &dns).await.unwrap();
+        host::prepare(pods.iptables(), "10.43.0.0/16".parse().unwrap(), &dns, true).await.unwrap();
         let (a, b) = (Sandbox::new(), Sandbox::new());
         pods.add(&request("a", &a, Vec::new())).await.unwrap();
         pods.add(&request("b", &b, Vec::new())).await.unwrap();
@@ -186,7 +186,7 @@ fn a_udp_client_that_goes_on_reaches_the_endpoint_that_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let pods = network(&dir);
         pods.set_pod_cidr("10.42.0.0/24".parse().unwrap()).await.unwrap();
-        host::prepare(pods.iptables(), "10.43.0.0/16".parse().unwrap(), &[]).await.unwrap();
+        host::prepare(pods.iptables(), "10.43.0.0/16".parse().unwrap(), &[], true).await.unwrap();
         let (a, b) = (Sandbox::new(), Sandbox::new());
         pods.add(&request("a", &a, Vec::new())).await.unwrap();
         pods.add(&request("b", &b, Vec::new())).await.unwrap();

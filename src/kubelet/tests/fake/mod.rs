@@ -64,7 +64,7 @@ impl Node {
             cluster_dns: vec!["10.43.0.10".parse().unwrap()],
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
-            pods_max: 110,
+            tuning: mussel_kubelet::Tuning::default(),
             client,
             informers,
             cri: Cri::new(self.runtime.clone().runtime_server(), self.runtime.clone().image_server()),
