@@ -96,6 +96,8 @@ pub struct Tuning {
     pub log_files_max: usize,
     /// An unchanged status of the node is said again this often.
     pub status_period: Duration,
+    /// `allowedUnsafeSysctls`: kernel parameters that pods may set beside the safe ones.
+    pub unsafe_sysctls: Vec<String>,
 }
 
 impl Default for Tuning {
@@ -113,6 +115,7 @@ impl Default for Tuning {
             log_bytes_max: 10 << 20,
             log_files_max: 5,
             status_period: Duration::from_secs(300),
+            unsafe_sysctls: Vec::new(),
         }
     }
 }

@@ -181,6 +181,19 @@ class Security(lab.Case):
         self.assertEqual(self.inside("masked", "echo 1 2>&1 > /proc/sys/kernel/panic || echo refused")[-7:], "refused")
 
 
+    def test_only_safe_kernel_parameters_may_be_set(self):
+        safe, unsafe = ("net.ipv4.ip_local_port_range", "32768 32999"), ("kernel.msgmax", "65536")
+        for name, (key, value) in (("safe", safe), ("unsafe", unsafe)):
+            self.m.run_pod("sysctl-" + name, f"cat /proc/sys/{key.replace('.', '/')}; sleep 1000000", wait=False, spec={
+                "securityContext": {"sysctls": [{"name": key, "value": value}]}})
+        self.m.wait("pod/sysctl-safe", "condition=Ready")
+        self.assertEqual(self.m.out("logs", "sysctl-safe").split(), ["32768", "32999"])
+        self.m.wait("pod/sysctl-unsafe", "jsonpath={.status.reason}=SysctlForbidden")
+        status = self.m.pod("sysctl-unsafe")["status"]
+        self.assertEqual(status["phase"], "Failed")
+        self.assertEqual(status["message"], 'Pod was rejected: forbidden sysctl: "kernel.msgmax" not allowlisted')
+
+
 class Probes(lab.Case):
     def probed(self, name, script, **container):
         self.m.run_pod(name, script, container=container, wait=False)

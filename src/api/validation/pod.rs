@@ -174,7 +174,7 @@ fn security_context(spec: &Field<'_>) -> FieldErrors {
         } else if !is_sysctl_name(name.text()) {
             errors.push(name.invalid(
                 "must have at most 253 characters and match regex \
-                 ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9][-_a-z0-9]*[a-z0-9]?$",
+                 ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
             ));
         } else if !seen.insert(name.text()) {
             errors.push(name.duplicate());
@@ -197,8 +197,10 @@ fn security_context(spec: &Field<'_>) -> FieldErrors {
 
 fn is_sysctl_name(name: &str) -> bool {
     let part = |part: &str| {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
-        part.bytes().all(inner) && part.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        let outer = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let bytes = part.as_bytes();
+        bytes.iter().all(|b| outer(*b) || matches!(b, b'-' | b'_'))
+            && [bytes.first(), bytes.last()].iter().all(|end| end.is_some_and(|b| outer(*b)))
     };
     name.len() <= 253 && name.split(['.', '/']).all(part)
 }

@@ -118,6 +118,26 @@ fn bad_containers_are_told_as_upstream_tells() {
 }
 
 #[test]
+fn kernel_parameters_have_names_of_parts() {
+    let named = |name: &str| {
+        let sysctls = json!([{"name": name, "value": "1"}]);
+        texts(pod_create(&pod(
+            json!({"containers": [{"name": "c", "image": "i"}], "securityContext": {"sysctls": sysctls}}),
+        )))
+    };
+    for name in ["kernel.shmmax", "net/ipv4/conf.eth0/x", "safe-and-unsafe", "a_b.c"] {
+        assert_eq!(named(name), [""; 0], "{name}");
+    }
+    for name in ["foo-", "bar..", "-a", "a_.b", "A.b", "a b"] {
+        let told = named(name);
+        assert!(
+            told.len() == 1 && told[0].starts_with("spec.securityContext.sysctls[0].name: Invalid value"),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
 fn pods_change_their_images_and_little_else() {
     let old = pod(json!({"containers": [{"name": "a", "image": "a:1"}]}));
     let mut new = old.clone();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mussel_api::quantity::Quantity;
-use mussel_kubelet::{Reserved, Threshold, Thresholds, Tuning};
+use mussel_kubelet::{Reserved, Threshold, Thresholds, Tuning, sysctl_pattern};
 
 use super::values::{amount, boolean, entries, number, time};
 use super::{Argument, ArgumentError, Unused, kubelet_files};
@@ -124,6 +124,10 @@ impl KubeletArguments {
             // Upstream takes the one for the other unless both are given.
             "node-status-update-frequency" | "node-status-report-frequency" => {
                 tuning.status_period = argument.read(time(second))?;
+            }
+            "allowed-unsafe-sysctls" => {
+                let patterns = |text: &str| entries(text).map(sysctl_pattern).collect::<Result<Vec<_>, _>>();
+                tuning.unsafe_sysctls.extend(argument.read(patterns)?);
             }
             "system-reserved" => self.system_reserved = argument.read(reserved)?,
             "kube-reserved" => self.kube_reserved = argument.read(reserved)?,

@@ -12,8 +12,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, mkdirat};
 
-/// Binds `volume`/`sub_path` to `target`, which is made as needed. A missing directory is created in the volume, unless
-/// the volume is read only.
+/// Binds `volume`/`sub_path` to `target`, which is made as needed. A missing directory is created in the volume, with the
+/// volume's own mode so that whoever may write there may write here, unless the volume is read only.
 pub fn bind(volume: &Path, sub_path: &str, target: &Path, create: bool) -> io::Result<PathBuf> {
     let opened = open(volume, sub_path, create)?;
     let is_dir = fs::metadata(format!("/proc/self/fd/{}", opened.as_raw_fd()))?.is_dir();
@@ -48,15 +48,19 @@ fn open(volume: &Path, sub_path: &str, create: bool) -> io::Result<OwnedFd> {
         Err(nix::errno::Errno::ENOENT) if create => {}
         Err(e) => return Err(e.into()),
     }
-    let mode = fs::metadata(volume)?;
-    let mode = Mode::from_bits_truncate(std::os::unix::fs::MetadataExt::mode(&mode) & 0o7777);
+    let mode = fs::metadata(volume)?.permissions();
     let mut walked = PathBuf::new();
     for part in parts {
         let parent = if walked.as_os_str().is_empty() { PathBuf::from(".") } else { walked.clone() };
         walked.push(part);
         let parent = openat2(root.as_fd(), &parent, how())?;
-        match mkdirat(parent.as_fd(), Path::new(part.as_os_str()), mode) {
-            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+        match mkdirat(parent.as_fd(), Path::new(part.as_os_str()), Mode::S_IRWXU) {
+            // Not by mkdir's own mode, from which the umask is taken away.
+            Ok(()) => {
+                let made = openat2(root.as_fd(), &walked, how())?;
+                fs::set_permissions(format!("/proc/self/fd/{}", made.as_raw_fd()), mode.clone())?;
+            }
+            Err(nix::errno::Errno::EEXIST) => {}
             Err(e) => return Err(e.into()),
         }
     }
@@ -65,6 +69,8 @@ fn open(volume: &Path, sub_path: &str, create: bool) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -78,8 +84,11 @@ mod tests {
         for sub_path in ["out", "abs", "../outside", "out/x"] {
             assert!(open(&volume, sub_path, true).is_err(), "{sub_path}");
         }
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777)).unwrap();
         open(&volume, "new/dir", true).unwrap();
-        assert!(volume.join("new/dir").is_dir());
+        for made in ["new", "new/dir"] {
+            assert_eq!(fs::metadata(volume.join(made)).unwrap().permissions().mode() & 0o7777, 0o2777, "{made}");
+        }
         assert!(open(&volume, "none", false).is_err());
     }
 }
