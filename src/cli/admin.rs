@@ -149,6 +149,11 @@ pub struct Admin {
     pub encryption: Arc<OnceLock<Encryption>>,
 }
 
+/// Whether a server runs that uses this folder.
+pub fn is_answered(run_dir: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(run_dir.join(SOCKET)).is_ok()
+}
+
 /// Takes the socket over from a server that has ended.
 pub fn listen(run_dir: &Path) -> anyhow::Result<UnixListener> {
     mussel_cluster::files::create_dir(run_dir, 0o755)?;

@@ -1,4 +1,5 @@
-//! `mussel server --cluster-reset`: a group that is lost becomes a group of one, with its own state or a snapshot's.
+//! `mussel server --cluster-reset` and `mussel snapshot restore`: a group that is lost becomes a group of one, with its own
+//! state or a snapshot's.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use mussel_cluster::bootstrap_data::{self, Restoration};
 use mussel_cluster::files;
 use mussel_store::backup;
 
-use super::args::{BackupArgs, ServerArgs};
+use super::args::ServerArgs;
 
 /// There from a reset until the next ordinary start, so that nobody resets twice by a flag left in a unit file.
 const FLAG: &str = "reset-flag";
@@ -29,7 +30,9 @@ pub fn check(args: &ServerArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf, token: Option<&str>) -> anyhow::Result<()> {
+/// `snapshot` is what the store is to hold then; without one it holds what this server has.
+pub async fn run(snapshot: Option<PathBuf>, server_dir: &Path, token: Option<&str>) -> anyhow::Result<()> {
+    let db = server_dir.join("db");
     let flag = server_dir.join(FLAG);
     if flag.try_exists().with_context(|| format!("look for {}", flag.display()))? {
         bail!(
@@ -37,7 +40,7 @@ pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf, token: Optio
             flag.display()
         );
     }
-    let restoration = match &args.cluster_reset_restore_path {
+    let restoration = match &snapshot {
         Some(file) => open(file.clone(), token, server_dir).await?,
         None => None,
     };
@@ -45,7 +48,7 @@ pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf, token: Optio
     if let Some(restoration) = &restoration {
         restoration.write(server_dir).context("write the snapshot's CAs and keys")?;
     }
-    let from = args.cluster_reset_restore_path.clone();
+    let from = snapshot.clone();
     let founded = tokio::task::spawn_blocking(move || match from {
         Some(file) => backup::restore(&file, &db),
         None => backup::reset(&db),
@@ -55,7 +58,7 @@ pub async fn run(args: &BackupArgs, server_dir: &Path, db: PathBuf, token: Optio
     let succeeds = restoration.is_some_and(|restoration| restoration.is_new);
     let says = if succeeds { SUCCEEDS } else { "" };
     files::write(&flag, says.as_bytes(), 0o600).with_context(|| format!("write {}", flag.display()))?;
-    match &args.cluster_reset_restore_path {
+    match &snapshot {
         Some(file) => {
             tracing::info!(file = %file.display(), keys = founded.keys, cas_and_keys = succeeds, "restored");
         }

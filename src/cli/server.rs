@@ -185,10 +185,10 @@ async fn run(args: ServerArgs) -> anyhow::Result<()> {
     )
     .await?;
     if settings.args.backup.cluster_reset {
-        let db = settings.server_dir().join("db");
         let token =
             process::secret(settings.args.node.token.as_deref(), settings.args.node.token_file.as_deref()).await?;
-        return reset::run(&settings.args.backup, &settings.server_dir(), db, token.as_deref()).await;
+        let snapshot = settings.args.backup.cluster_reset_restore_path.clone();
+        return reset::run(snapshot, &settings.server_dir(), token.as_deref()).await;
     }
     let mut parts = Parts::new();
     let mut store = None;

@@ -142,6 +142,16 @@ class Snapshots(lab.Case):
         self.m.start()
         self.m.kubectl("get", "configmap", "new")
 
+        # The tool does the same, by a snapshot's name, and not while a server runs.
+        refused = self.snapshot("restore", os.path.basename(file), check=False)
+        self.assertEqual((refused.code, "a server runs on this machine" in refused.err), (1, True))
+        self.m.stop()
+        self.assertIn("No such file", self.snapshot("restore", "no-such-snapshot", check=False).err)
+        self.snapshot("restore", os.path.basename(file))
+        self.m.start()
+        self.assertIn("NotFound", self.m.kubectl("get", "configmap", "new", check=False).err)
+        self.m.kubectl("get", "configmap", "settings", "-n", "precious")
+
 
 class NewMachine(lab.ClusterCase):
     """The only server is lost with its disk. A snapshot and the token make the same cluster again elsewhere."""

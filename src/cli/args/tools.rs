@@ -210,6 +210,15 @@ pub enum SnapshotCommand {
         #[arg(long, visible_alias = "etcd-snapshot-retention", default_value_t = 5, value_name = "COUNT")]
         snapshot_retention: usize,
     },
+    /// Make a snapshot the cluster's state again, as `mussel server --cluster-reset` does. Stop all servers first
+    Restore {
+        /// A snapshot's file, or the name of one in <data-dir>/server/db-snapshots
+        #[arg(value_name = "FILE")]
+        snapshot: PathBuf,
+        /// The servers' token of the time of the snapshot (default: that in <data-dir>/server/token)
+        #[arg(short, long, env = "MUSSEL_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+        token: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -1,13 +1,14 @@
-//! `mussel snapshot`: asks the server that runs on this machine.
+//! `mussel snapshot`: asks the server that runs on this machine, but for a restore, for which none may run.
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use super::Snapshot;
+use super::{DEFAULT_DIR, Snapshot};
 use crate::cli::admin::{self, DeleteRequest, PruneRequest, SaveRequest};
-use crate::cli::args::{Output, SnapshotArgs, SnapshotCommand};
+use crate::cli::args::{LocalArgs, Output, SnapshotArgs, SnapshotCommand};
+use crate::cli::{log, process, reset};
 
 pub fn main(args: &SnapshotArgs) -> anyhow::Result<()> {
     let run_dir = &args.local.run_dir;
@@ -26,6 +27,7 @@ pub fn main(args: &SnapshotArgs) -> anyhow::Result<()> {
             let request = PruneRequest { name: name.clone(), keep: *snapshot_retention };
             deleted(&admin::ask::<Vec<_>>(run_dir, admin::PRUNE, Some(&request))?)
         }
+        Some(SnapshotCommand::Restore { snapshot, token }) => restore(&args.local, snapshot, token.as_deref()),
     }
 }
 
@@ -34,6 +36,20 @@ fn save(run_dir: &Path, name: &str) -> anyhow::Result<()> {
     let saved: Snapshot = admin::ask(run_dir, admin::SNAPSHOTS, Some(&request))?;
     println!("Snapshot {} saved.", saved.name);
     Ok(())
+}
+
+/// Without a server, as it is the server's state that is replaced.
+fn restore(local: &LocalArgs, snapshot: &Path, token: Option<&str>) -> anyhow::Result<()> {
+    log::start(local.debug);
+    ensure!(
+        !admin::is_answered(&local.run_dir),
+        "a server runs on this machine; stop it, and those of all other machines, before its state is replaced"
+    );
+    let server_dir = local.data_dir.join("server");
+    let kept = server_dir.join(DEFAULT_DIR).join(snapshot);
+    let is_name = snapshot.components().count() == 1 && !snapshot.exists() && kept.exists();
+    let file = if is_name { kept } else { snapshot.to_owned() };
+    process::block_on(reset::run(Some(file), &server_dir, token))
 }
 
 fn deleted(snapshots: &[Snapshot]) -> anyhow::Result<()> {

@@ -15,6 +15,9 @@ use tokio::sync::Mutex;
 
 use super::args::{BackupArgs, VERSION};
 
+/// In the server's folder.
+const DEFAULT_DIR: &str = "db-snapshots";
+
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     #[error("snapshot name {0:?} may hold letters, digits, '-', '_' and '.' only, and begins with a letter or digit")]
@@ -57,7 +60,7 @@ impl Snapshots {
             Some(dir) if !dir.is_dir() => return Err(SnapshotError::Dir(dir.clone()).into()),
             Some(dir) => dir.clone(),
             None => {
-                let dir = server_dir.join("db-snapshots");
+                let dir = server_dir.join(DEFAULT_DIR);
                 mussel_cluster::files::create_dir(server_dir, 0o700)?;
                 mussel_cluster::files::create_dir(&dir, 0o700)?;
                 dir
