@@ -308,7 +308,8 @@ fn empty_dir(path: &Path, memory: bool, limit: Option<i64>, group: Option<u32>) 
         made = true;
     }
     if made {
-        let mut mode = 0o777;
+        // As upstream, which leaves a tmpfs its sticky bit.
+        let mut mode = if memory { 0o1777 } else { 0o777 };
         if let Some(group) = group {
             on(&shown, chown(path, None, Some(group)))?;
             mode |= 0o2000;

@@ -26,7 +26,13 @@ enum Outcome {
 pub async fn run(started: Result<Session, Error>, channels: Channels) {
     let Channels { stdin, resize, stdout, stderr, error, structured, mut carrier } = channels;
     let outcome = match started {
-        Err(error) => Some(Outcome::Failed(chain(&error))),
+        Err(error) => {
+            // There is no output to wait for: what would carry it must not hold the connection open.
+            for out in [stdout, stderr].into_iter().flatten() {
+                out.close().await;
+            }
+            Some(Outcome::Failed(chain(&error)))
+        }
         Ok(mut session) => {
             let terminal = session.terminal.clone();
             let input = copy_in(stdin, session.stdin.take());
@@ -160,5 +166,33 @@ fn plain_status(outcome: &Outcome) -> String {
         Outcome::Exited(0) => String::new(),
         Outcome::Exited(code) => format!("command terminated with non-zero exit code: exit status {code}"),
         Outcome::Failed(reason) => format!("error executing command in container: {reason}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::protocol::{Message, Role};
+
+    use super::*;
+    use crate::sessions::Wanted;
+    use crate::streaming::channels::over_websocket;
+    use crate::streaming::websocket::accept;
+
+    /// The time is the runtime's own, which passes only when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_start_is_said_at_once() {
+        let (server, client) = tokio::io::duplex(64 << 10);
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        let wanted = Wanted { stdin: true, stdout: true, stderr: true, tty: false };
+        let channels = over_websocket(accept(server).await, wanted, "v5.channel.k8s.io");
+        let began = tokio::time::Instant::now();
+        let served = tokio::spawn(run(Err(Error::State("no such program".into())), channels));
+        let Some(Ok(Message::Binary(said))) = client.next().await else { panic!("nothing was said") };
+        assert!(said[0] == 3 && String::from_utf8_lossy(&said).contains("no such program"), "{said:?}");
+        assert!(matches!(client.next().await, Some(Ok(Message::Close(_)))));
+        served.await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }
