@@ -163,7 +163,7 @@ class Certificates(lab.ClusterCase):
         self.c.pod_on(agent, "after")
         self.assertEqual(self.m.out("exec", "after", "--", "hostname"), "after")
         wait_for("a word on the new CA's short life", lambda: "CACertificateExpirationWarning" in self.m.out(
-            "get", "events", "-A", "--field-selector", "involvedObject.kind=Node,involvedObject.name=agent1"))
+            "get", "events", "-A", "--field-selector", "involvedObject.kind=Node,involvedObject.name=server1"))
 
 
 class OwnAuthorities(lab.Case):
