@@ -10,7 +10,7 @@ use mussel_api::quantity::Quantity;
 use crate::allocation::{self, Allocations, Given, Pending};
 use crate::shared::Shared;
 use crate::status::Verdict;
-use crate::{pod, resources};
+use crate::{pod, resources, sysctls};
 
 fn rejected(reason: &str, message: &str) -> Verdict {
     Verdict { reason: reason.into(), message: format!("Pod was rejected: {message}"), disruption: false }
@@ -19,6 +19,8 @@ fn rejected(reason: &str, message: &str) -> Verdict {
 /// # Errors
 /// Why the pod fails, in upstream's words.
 pub async fn admit(shared: &Shared, pod: &Pod) -> Result<(), Verdict> {
+    sysctls::check(pod, &shared.config.tuning.allowed_unsafe_sysctls)
+        .map_err(|message| rejected("SysctlForbidden", &message))?;
     let mut admitted = shared.admitted.lock().await;
     let others = others(shared, &mut admitted, pod);
     let labels = shared.node.get("", &shared.config.node_name).and_then(|n| n.metadata.labels.clone());

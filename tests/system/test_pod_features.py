@@ -282,3 +282,16 @@ class Seccomp(lab.Case):
             state = statuses[0].get("state", {}).get("waiting", {})
             return state.get("reason") == "CreateContainerError" and state["message"]
         self.assertIn("nowhere.json", wait_for("the reason", waiting))
+
+    def test_kernel_settings_are_the_pods_own(self):
+        own = [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "7"}]
+        self.m.run_pod("own-setting", spec={"securityContext": {"sysctls": own}})
+        read = ["cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"]
+        self.assertEqual(self.m.out("exec", "own-setting", "--", *read), "7")
+        self.assertNotEqual(self.m.exec(*read).out.strip(), "7")
+        for name, setting in [("machines", "kernel.core_pattern"), ("unsafe", "net.core.somaxconn")]:
+            value = self.m.sh("cat /proc/sys/" + setting.replace(".", "/")).strip()
+            self.m.run_pod(name, wait=False, spec={"securityContext": {"sysctls": [{"name": setting, "value": value}]}})
+            status = wait_for("the refusal", lambda: self.m.pod(name)["status"].get("reason") and self.m.pod(name)["status"])
+            self.assertEqual((status["phase"], status["reason"]), ("Failed", "SysctlForbidden"))
+            self.assertIn(f'forbidden sysctl: "{setting}" not allowlisted', status["message"])
