@@ -100,6 +100,8 @@ class Certificates(lab.ClusterCase):
         table = self.check(self.m, "-o", "table")
         self.assertRegex(table, r"client-admin.crt +O=system:masters, CN=system:admin +ClientAuth +20.* 36[45] days +OK")
         self.assertRegex(table, r"server-ca.crt .* CertSign .* days +OK")
+        self.assertRegex(self.m.curl("/metrics")[1],
+                         r'mussel_certificate_expiration_seconds{subject="O=system:masters, CN=system:admin",usage="ClientAuth"} 3\d{7}')
         only = self.check(self.c.agents[0], "-o", "table", "--service", "kubelet")
         self.assertEqual(len(only.splitlines()), 3, only)
         self.assertIn("CN=system:node:agent1", only)
