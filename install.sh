@@ -312,6 +312,7 @@ rm -f '$KUBECONFIG_FILE'
 # Only our pods' logs: others may keep theirs in the same place.
 for pod in '$DATA_DIR'/agent/kubelet/pods/*; do rm -rf /var/log/pods/*_"\${pod##*/}"; done
 rm -rf /etc/mussel '$DATA_DIR' '$RUN_DIR'
+for link in /var/log/containers/*.log; do [ -e "\$link" ] || rm -f "\$link"; done
 rmdir /var/log/pods /var/log/containers 2>/dev/null
 if [ "\$(readlink "$BIN_DIR/kubectl")" = mussel-kubectl ]; then rm -f "$BIN_DIR/kubectl" "$BIN_DIR/mussel-kubectl"; fi
 rm -f "$BIN_DIR/mussel" "$BIN_DIR/mussel-killall.sh" "$BIN_DIR/$SERVICE-uninstall.sh"

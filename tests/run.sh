@@ -42,6 +42,7 @@ prepare_machine() {
     need ps procps
     need nsenter util-linux
     need script bsdutils
+    [ -x /usr/lib/cni/host-local ] || missing="$missing containernetworking-plugins"
     /usr/bin/python3 -c 'import grpc' 2>/dev/null || missing="$missing python3-grpcio"
     # The images of the tests hold nothing but busybox, so it must be the static one.
     if command -v ldd >/dev/null 2>&1 && command -v busybox >/dev/null 2>&1 && ldd "$(command -v busybox)" >/dev/null 2>&1; then

@@ -44,6 +44,8 @@ pub const BRIDGE: &str = "cni0";
 /// Where charts of pod networks put what they bring.
 const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 const CNI_BIN_DIR: &str = "/opt/cni/bin";
+/// Where Debian's package has them.
+const CNI_BIN_DIR_OF_SYSTEM: &str = "/usr/lib/cni";
 pub const KUBELET_PORT: u16 = 10250;
 /// In the run folder.
 const CRI_SOCKET: &str = "mussel.sock";
@@ -162,7 +164,7 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
             let network: Arc<dyn mussel_runtime::network::PodNetwork> = match backend {
                 Backend::None => Arc::new(CniAdapter(Cni::new(cni::Config {
                     conf_dir: PathBuf::from(CNI_CONF_DIR),
-                    bin_dirs: vec![PathBuf::from(CNI_BIN_DIR)],
+                    bin_dirs: vec![PathBuf::from(CNI_BIN_DIR), PathBuf::from(CNI_BIN_DIR_OF_SYSTEM)],
                     kept_dir: folders.run.join("cni"),
                 }))),
                 Backend::Vxlan | Backend::HostGw => Arc::new(Adapter(Arc::clone(&pods))),
@@ -322,9 +324,9 @@ async fn start_kubelet(
 ) -> anyhow::Result<()> {
     let (args, given) = (config.args, config.kubelet);
     // Log shippers look in /var/log/pods; a second node on the machine must not meet the first one's there.
-    let pod_logs_dir = match args.local.data_dir == Path::new(DEFAULT_DATA_DIR) {
-        true => PathBuf::from("/var/log/pods"),
-        false => folders.agent.join("log/pods"),
+    let logs_dir = match args.local.data_dir == Path::new(DEFAULT_DATA_DIR) {
+        true => PathBuf::from("/var/log"),
+        false => folders.agent.join("log"),
     };
     let mut taints: Vec<&Taint> = args.node_taint.iter().chain(&given.taints).collect();
     let uninitialized = Taint::uninitialized();
@@ -358,7 +360,8 @@ async fn start_kubelet(
         annotations,
         taints: taints.collect(),
         root_dir: folders.agent.join("kubelet"),
-        pod_logs_dir,
+        pod_logs_dir: logs_dir.join("pods"),
+        container_logs_dir: logs_dir.join("containers"),
         pod_manifests_dir: folders.agent.join("pod-manifests"),
         run_dir: folders.run.clone(),
         cgroup_root: args.local.cgroup_root.clone(),

@@ -13,6 +13,7 @@ use mussel_apiserver::{ApiServer, OldestTls, PeerTls, ServerTls, ServingCert};
 use mussel_client::{ClientIdentity, Informers, LeaderGate, Recorder};
 use mussel_cluster::addons::{Bundled, Deployer};
 use mussel_cluster::bootstrap_data::BootstrapData;
+use mussel_cluster::expiry::ExpirationSeconds;
 use mussel_cluster::front::Front;
 use mussel_cluster::key_vault::KeyVault;
 use mussel_cluster::node_password::{self, OwnName};
@@ -336,6 +337,8 @@ async fn start(
     let client_ca_pem = config.client_ca_pem.clone();
     let api =
         ApiServer::start(config, store.clone(), CancellationToken::new()).await.context("start the API server")?;
+    let certificates_left = ExpirationSeconds { folder: server_dir.join("tls") };
+    api.context().metrics.register(|registry| registry.register_collector(Box::new(certificates_left)));
     // A second call there is not.
     let _ = encryption.set(api.encryption().clone());
     {

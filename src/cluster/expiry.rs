@@ -1,12 +1,17 @@
 //! Says on the Node when certificates of this machine come to their end. Those that mussel makes are renewed long before; so
 //! this is about renewal that does not work, and about CAs, which people have to replace.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use mussel_client::event::EventType;
 use mussel_client::{Informer, Recorder};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::MetricType;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +57,32 @@ pub async fn watch(
     }
 }
 
+/// `mussel_certificate_expiration_seconds`: how long each certificate in a folder is good for, looked at when it is asked for.
+#[derive(Debug)]
+pub struct ExpirationSeconds {
+    pub folder: PathBuf,
+}
+
+impl Collector for ExpirationSeconds {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut left = BTreeMap::new();
+        for certificate in inspect::certificates(&self.folder) {
+            // Of two that say the same the one that ends first counts.
+            let least: &mut i64 =
+                left.entry((certificate.subject, certificate.usages.join(","))).or_insert(certificate.residual_seconds);
+            *least = (*least).min(certificate.residual_seconds);
+        }
+        const HELP: &str = "Remaining lifetime of the certificates of this server";
+        let name = "mussel_certificate_expiration_seconds";
+        let mut metric = encoder.encode_descriptor(name, HELP, None, MetricType::Gauge)?;
+        for ((subject, usage), seconds) in &left {
+            let labels = [("subject", subject.as_str()), ("usage", usage.as_str())];
+            metric.encode_family(&labels)?.encode_gauge(seconds)?;
+        }
+        Ok(())
+    }
+}
+
 /// Reason and text for each certificate that ends soon.
 fn warnings(certificates: &[Certificate]) -> Vec<(&'static str, String)> {
     let warning = |certificate: &Certificate| {
@@ -74,6 +105,24 @@ fn warnings(certificates: &[Certificate]) -> Vec<(&'static str, String)> {
 mod tests {
     use super::*;
     use crate::pki::inspect::Status;
+
+    #[test]
+    fn lifetimes_are_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::pki::Pki::ensure(dir.path()).unwrap();
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register_collector(Box::new(ExpirationSeconds { folder: dir.path().to_owned() }));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("usage=\"CertSign\"")).collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(
+            lines.iter().all(|line| line.starts_with("mussel_certificate_expiration_seconds{subject=\"CN=")),
+            "{text}"
+        );
+        let seconds: i64 = lines[0].rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(seconds > 9 * 365 * DAY, "{text}");
+    }
 
     #[test]
     fn what_ends_soon_is_told() {

@@ -19,7 +19,8 @@ fn rejected(reason: &str, message: &str) -> Verdict {
 /// # Errors
 /// Why the pod fails, in upstream's words.
 pub async fn admit(shared: &Shared, pod: &Pod) -> Result<(), Verdict> {
-    sysctls::check(pod, &shared.config.tuning.unsafe_sysctls).map_err(|why| rejected("SysctlForbidden", &why))?;
+    sysctls::check(pod, &shared.config.tuning.allowed_unsafe_sysctls)
+        .map_err(|message| rejected("SysctlForbidden", &message))?;
     let mut admitted = shared.admitted.lock().await;
     let others = others(shared, &mut admitted, pod);
     let labels = shared.node.get("", &shared.config.node_name).and_then(|n| n.metadata.labels.clone());

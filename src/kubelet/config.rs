@@ -29,6 +29,8 @@ pub struct Config {
     /// Volumes, checkpoints and the hosts files of pods.
     pub root_dir: PathBuf,
     pub pod_logs_dir: PathBuf,
+    /// Links to the logs of containers.
+    pub container_logs_dir: PathBuf,
     /// Static pods: one manifest a file.
     pub pod_manifests_dir: PathBuf,
     /// Sockets and other state that ends with a reboot.

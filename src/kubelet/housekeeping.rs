@@ -151,6 +151,7 @@ pub async fn remove_orphans(shared: Arc<Shared>) {
                 let _ = std::fs::remove_dir_all(entry.path());
             }
         }
+        logs::links::remove_dangling(&shared.config.container_logs_dir);
         crate::sources::remove_stale_mirrors(&shared).await;
     }
 }

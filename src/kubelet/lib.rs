@@ -59,7 +59,7 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{Config, ServerConfig};
 pub use cri::{Cri, CriError, Grpc};
-pub use sysctls::pattern as sysctl_pattern;
+pub use sysctls::is_pattern as is_sysctl_pattern;
 pub use tuning::{Reserved, Threshold, Thresholds, Tuning};
 
 /// Why the kubelet could not start or go on.

@@ -94,10 +94,10 @@ pub struct Tuning {
     pub log_bytes_max: u64,
     /// Files of one container's log, the current one included.
     pub log_files_max: usize,
+    /// Kernel settings that pods may make although they can harm the node; a star at the end stands for any rest.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// An unchanged status of the node is said again this often.
     pub status_period: Duration,
-    /// `allowedUnsafeSysctls`: kernel parameters that pods may set beside the safe ones.
-    pub unsafe_sysctls: Vec<String>,
 }
 
 impl Default for Tuning {
@@ -114,8 +114,8 @@ impl Default for Tuning {
             pulls_max: 3,
             log_bytes_max: 10 << 20,
             log_files_max: 5,
+            allowed_unsafe_sysctls: Vec::new(),
             status_period: Duration::from_secs(300),
-            unsafe_sysctls: Vec::new(),
         }
     }
 }

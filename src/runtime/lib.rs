@@ -36,6 +36,7 @@ pub mod snapshot;
 mod spec;
 mod stats;
 pub mod streaming;
+mod sysctls;
 mod user;
 mod watched;
 

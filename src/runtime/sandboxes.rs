@@ -18,6 +18,7 @@ use crate::shim::protocol::{Op, SOCKET, ShimConfig};
 use crate::shim_client;
 use crate::snapshot;
 use crate::spec::PodNamespaces;
+use crate::sysctls;
 
 /// Size of a pod's /dev/shm, as everywhere.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
@@ -112,7 +113,13 @@ impl Runtime {
             mount_shm(&self.sandbox_run_dir(&sandbox.id).join("shm"))?;
         }
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-        let sysctls = config.linux.iter().flat_map(|linux| linux.sysctls.clone()).collect();
+        let sysctls: Vec<_> = config.linux.iter().flat_map(|linux| linux.sysctls.clone()).collect();
+        let own_ipc = options.ipc() != NamespaceMode::Node;
+        if let Some((name, _)) =
+            sysctls.iter().find(|(name, _)| !sysctls::is_own(name, record.netns.is_some(), own_ipc))
+        {
+            return Err(Error::Invalid(format!("sysctl {name:?} is not the sandbox's own")));
+        }
         let shim = ShimConfig {
             sandbox_id: sandbox.id.clone(),
             netns: record.netns.clone(),

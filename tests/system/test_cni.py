@@ -67,3 +67,46 @@ class ForeignNetwork(lab.Case):
         self.assertEqual(sum(call.startswith("ADD") for call in calls), 2, calls)
         self.assertIn("K8S_POD_NAMESPACE=default", calls[0])
         self.assertNotIn("own2", self.m.sh("ip -br link"))
+
+
+class DebiansPlugins(lab.Case):
+    """bridge, host-local and portmap as Debian packages them: what they hand out is taken back."""
+
+    shared = False
+
+    def test_addresses_and_ports_come_and_go(self):
+        self.m = lab.Machine(flags=["--flannel-backend", "none"])
+        leases = self.m.dir + "/leases"
+        self.m.sh("rm -rf /etc/cni && mkdir -p /etc/cni/net.d")
+        self.m.exec("sh", "-c", "cat > /etc/cni/net.d/10-debian.conflist", input=json.dumps(
+            {"cniVersion": "1.0.0", "name": "debian", "plugins": [
+                {"type": "bridge", "bridge": "debian0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": {
+                    "type": "host-local", "dataDir": leases, "ranges": [[{"subnet": "10.78.0.0/24"}]],
+                    "routes": [{"dst": "0.0.0.0/0"}]}},
+                {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}]}))
+        self.m.start()
+        self.m.deploy("web", replicas=2)
+        self.m.apply(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "door"}, "spec": {
+            "terminationGracePeriodSeconds": 0, "containers": [
+                {"name": "c", "image": lab.WEB, "ports": [{"containerPort": 80, "hostPort": 8088}]}]}}))
+        self.m.wait("pod/door", "condition=Ready", 30)
+        pods = self.m.json("get", "pods")["items"]
+        addresses = {pod["status"]["podIP"] for pod in pods}
+        self.assertEqual(self.leased(leases), addresses)
+        self.assertEqual({address.rsplit(".", 1)[0] for address in addresses}, {"10.78.0"})
+        self.m.kubectl("expose", "deployment", "web", "--port=80")
+        ip = self.m.json("get", "service", "web")["spec"]["clusterIP"]
+        wait_for("the Service", lambda: self.m.get_url(f"http://{ip}/").startswith("web-"), 20)
+        self.assertEqual(self.m.get_url(f"http://{self.m.ip}:8088/"), "door")
+        # What was handed out before a restart is taken back after it, too, and also when a pod's shim died.
+        self.assertEqual(self.m.stop(), 0)
+        self.m.start()
+        self.assertEqual(self.m.get_url(f"http://{self.m.ip}:8088/"), "door")
+        self.m.kubectl("delete", "deployment", "web")
+        self.m.kubectl("delete", "pod", "door")
+        wait_for("all leases to be given back", lambda: not self.leased(leases), 30)
+        self.assertNotIn("8088", self.m.sh("iptables-save -t nat"))
+        self.assertEqual(self.m.sh("ip -o link show type veth | grep -c 'master debian0' || true").strip(), "0")
+
+    def leased(self, folder):
+        return {name for name in self.m.sh(f"ls {folder}/debian").split() if name.startswith("10.78.")}

@@ -49,6 +49,8 @@ class Settings(lab.Case):
         self.assertTrue(node["spec"]["podCIDR"].endswith("/26"), node["spec"])
         self.assertEqual(node["metadata"]["labels"]["node.kubernetes.io/instance-type"], "mussel")
         self.m.run_pod("one", "sleep 1000000")
+        self.assertRegex(self.m.sh(f"cd {self.m.data}/agent/log/containers && ls && head -c0 *.log").strip(),
+                         r"^one_default_[a-z]+-[0-9a-f]{64}\.log$")
         tolerated = {t["key"]: t["tolerationSeconds"] for t in self.m.pod("one")["spec"]["tolerations"]}
         self.assertEqual(tolerated, {"node.kubernetes.io/not-ready": 33, "node.kubernetes.io/unreachable": 300})
         self.m.kubectl("create", "service", "nodeport", "web", "--tcp=80")

@@ -173,7 +173,7 @@ class Controllers(lab.Case):
         self.m.kubectl("create", "namespace", "tight")
         self.m.kubectl("create", "quota", "cpu", "--hard=requests.cpu=200m", "-n", "tight")
         self.m.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bounded"}, "spec": {
-            "containers": [{"name": "main", "image": BUSYBOX, "command": ["sleep", "1000"], "resources": asks("100m")}]}}, "-n", "tight")
+            "terminationGracePeriodSeconds": 0, "containers": [{"name": "main", "image": BUSYBOX, "command": ["sleep", "1000"], "resources": asks("100m")}]}}, "-n", "tight")
         refused = resize("bounded", "201m", "-n", "tight", check=False)
         self.assertIn("exceeded quota: cpu, requested: requests.cpu=101m, used: requests.cpu=100m, limited: requests.cpu=200m", refused.err)
         self.m.kubectl("delete", "pod", "grows", "small")

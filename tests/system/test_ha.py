@@ -137,3 +137,44 @@ class Servers(lab.ClusterCase):
         gone.start(ready=False)
         self.wait_endpoints(self.c.servers, 60)
         self.c.wait_node(gone)
+
+    def test_8_a_server_with_another_address_is_the_same_member(self):
+        machine, before = self.c.servers[2], self.c.servers[2].ip
+        self.assertEqual(machine.stop(), 0)
+        machine.ip = self.c.lan.next_address()
+        machine.sh(f"""
+            ip addr del {before}/24 dev eth0
+            ip addr add {machine.ip}/24 dev eth0
+            ip route replace default via {self.c.lan.router}""")
+        machine.start(ready=False)
+        self.wait_endpoints(self.c.servers, 60)
+        self.c.wait_node(machine)
+        first = self.c.servers[0]
+        status = json.loads(first.exec(lab.BINARY, "store", "status", "-o", "json", *first.local()).out)
+        self.assertEqual(sorted(member["address"] for member in status["members"]),
+                         sorted(f"{server.ip}:6443" for server in self.c.servers))
+        addresses = self.c.node(machine)["status"]["addresses"]
+        self.assertIn({"type": "InternalIP", "address": machine.ip}, addresses)
+
+    def test_9_a_majority_that_is_lost_for_good(self):
+        last, *lost = self.c.servers
+        last.kubectl("create", "configmap", "precious")
+        pods = self.c.agents[0].container_pids("sleep 1000000")
+        for server in lost:
+            server.kill9()
+        self.assertEqual(last.stop(), 0)
+        done = last.exec(*last.command("--cluster-reset"), timeout=60)
+        self.assertIn("without --cluster-reset", done.out + done.err)
+        last.start(ready=False)
+        self.wait_endpoints([last], 60)
+        last.kubectl("get", "configmap", "precious")
+        wait_for("a write through the agent's balancer", lambda: self.agent_api(
+            "annotate", "node", "agent1", "lab/y=1", "--overwrite", "--request-timeout=2s"), 30)
+        for server in lost:
+            server.sh(f"rm -rf {server.data}/server/db")
+            server.start(ready=False)
+        self.wait_endpoints(self.c.servers, 60)
+        for server in lost:
+            self.c.wait_node(server)
+            server.kubectl("get", "configmap", "precious")
+        self.assertEqual(self.c.agents[0].container_pids("sleep 1000000"), pods, "no pod of the agent is touched")

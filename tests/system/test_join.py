@@ -247,8 +247,9 @@ class Alone(lab.ClusterCase):
         agent.stop()
 
     def test_z_another_name_is_another_node(self):
+        # The machine that has the name since the test before this one.
         machine = self.c.agents[-1]
-        before = machine.name
+        machine.name = before = "agent1"
         self.c.pod_on(machine, "stays-behind", script="exec sleep 515151")
         machine.stop()
         machine.name = "renamed"

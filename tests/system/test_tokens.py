@@ -100,6 +100,8 @@ class Certificates(lab.ClusterCase):
         table = self.check(self.m, "-o", "table")
         self.assertRegex(table, r"client-admin.crt +O=system:masters, CN=system:admin +ClientAuth +20.* 36[45] days +OK")
         self.assertRegex(table, r"server-ca.crt .* CertSign .* days +OK")
+        self.assertRegex(self.m.curl("/metrics")[1],
+                         r'mussel_certificate_expiration_seconds{subject="O=system:masters, CN=system:admin",usage="ClientAuth"} 3\d{7}')
         only = self.check(self.c.agents[0], "-o", "table", "--service", "kubelet")
         self.assertEqual(len(only.splitlines()), 3, only)
         self.assertIn("CN=system:node:agent1", only)
@@ -163,7 +165,7 @@ class Certificates(lab.ClusterCase):
         self.c.pod_on(agent, "after")
         self.assertEqual(self.m.out("exec", "after", "--", "hostname"), "after")
         wait_for("a word on the new CA's short life", lambda: "CACertificateExpirationWarning" in self.m.out(
-            "get", "events", "-A", "--field-selector", "involvedObject.kind=Node,involvedObject.name=agent1"))
+            "get", "events", "-A", "--field-selector", "involvedObject.kind=Node,involvedObject.name=server1"))
 
 
 class OwnAuthorities(lab.Case):

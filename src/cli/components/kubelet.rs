@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mussel_api::quantity::Quantity;
-use mussel_kubelet::{Reserved, Threshold, Thresholds, Tuning, sysctl_pattern};
+use mussel_kubelet::{Reserved, Threshold, Thresholds, Tuning};
 
 use super::values::{amount, boolean, entries, number, time};
 use super::{Argument, ArgumentError, Unused, kubelet_files};
@@ -120,14 +120,15 @@ impl KubeletArguments {
                     bytes => Ok(bytes),
                 })?;
             }
+            "allowed-unsafe-sysctls" => {
+                tuning
+                    .allowed_unsafe_sysctls
+                    .extend(argument.read(|text| entries(text).map(sysctl).collect::<Result<Vec<_>, _>>())?);
+            }
             "container-log-max-files" => tuning.log_files_max = argument.read(number(2, 1000))?,
             // Upstream takes the one for the other unless both are given.
             "node-status-update-frequency" | "node-status-report-frequency" => {
                 tuning.status_period = argument.read(time(second))?;
-            }
-            "allowed-unsafe-sysctls" => {
-                let patterns = |text: &str| entries(text).map(sysctl_pattern).collect::<Result<Vec<_>, _>>();
-                tuning.unsafe_sysctls.extend(argument.read(patterns)?);
             }
             "system-reserved" => self.system_reserved = argument.read(reserved)?,
             "kube-reserved" => self.kube_reserved = argument.read(reserved)?,
@@ -151,6 +152,13 @@ impl KubeletArguments {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+}
+
+fn sysctl(pattern: &str) -> Result<String, String> {
+    match mussel_kubelet::is_sysctl_pattern(pattern) {
+        true => Ok(pattern.to_owned()),
+        false => Err(format!("{pattern:?} is not a setting that a pod can have of its own")),
     }
 }
 
@@ -242,6 +250,7 @@ mod tests {
             "cluster-dns=10.43.0.11",
             "pod-max-pids=300",
             "cloud-provider=external",
+            "allowed-unsafe-sysctls=net.*,kernel.msgmax",
             "provider-id=cloud://1",
         ])
         .unwrap();
@@ -256,6 +265,7 @@ mod tests {
         assert_eq!((tuning.image_gc_high_percent, tuning.image_gc_low_percent), (70, 60));
         assert_eq!(tuning.status_period, Duration::from_secs(10));
         assert_eq!(read.labels.len(), 2);
+        assert_eq!(tuning.allowed_unsafe_sysctls, ["net.*", "kernel.msgmax"]);
         assert_eq!(read.taints[0].effect, "NoSchedule");
         assert_eq!(read.cluster_dns.unwrap(), ["10.43.0.11".parse::<IpAddr>().unwrap()]);
         assert!(read.cloud_provider_external && read.provider_id.as_deref() == Some("cloud://1"));
@@ -269,6 +279,7 @@ mod tests {
             ("eviction-hard=memory.free<1Gi", "nothing that can be scarce"),
             ("eviction-hard=nodefs.available<100%", "less than 100%"),
             ("system-reserved=gpu=1", "cannot be reserved"),
+            ("allowed-unsafe-sysctls=vm.*", "of its own"),
             ("container-log-max-files=1", "from 2"),
             ("image-gc-low-threshold=90", "must be below"),
             ("register-with-taints=x", "key=value:effect"),

@@ -1,5 +1,6 @@
 //! Container logs in CRI format: one line of `<time> <stream> <P|F> <text>` for each piece of output.
 
+pub mod links;
 mod read;
 mod rotate;
 

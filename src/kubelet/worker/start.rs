@@ -19,7 +19,7 @@ use crate::observed::Observed;
 use crate::shared::Desired;
 use crate::status::Waiting;
 use crate::volumes::Mounted;
-use crate::{env, hooks, labels, pod, resources};
+use crate::{env, hooks, labels, logs, pod, resources};
 
 /// How long after the kubelet's start a pod waits to hear of Services.
 const SERVICES_WAIT: Duration = Duration::from_secs(5);
@@ -104,6 +104,7 @@ impl Worker {
         if let Err(error) = tokio::fs::create_dir_all(&logs).await {
             return Err(failure("CreateContainerError", format!("create {}: {error}", logs.display())));
         }
+        let log = Path::new(&start.sandbox_config.log_directory).join(&config.log_path);
         let created = self.shared.cri.create_container(start.sandbox, config, start.sandbox_config.clone()).await;
         let id = match created {
             Ok(id) => id,
@@ -116,6 +117,10 @@ impl Worker {
         self.container_event(&start, EventType::Normal, "Created", "Container created".into());
         if let Err(error) = self.shared.cri.start_container(&id).await {
             return Err(self.not_started(&start, &error));
+        }
+        let whose = (pod::namespace(pod), pod::name(pod), name.as_str(), id.as_str());
+        if let Err(error) = logs::links::link(&self.shared.config.container_logs_dir, whose, &log) {
+            tracing::warn!(%error, container = name, "log shippers do not find a container's log");
         }
         let spec = start.container.resources.clone().unwrap_or_default();
         self.applied.insert(id.clone(), Applied { cri: resources, spec });

@@ -58,6 +58,7 @@ impl Node {
             provider_id: None,
             root_dir: root.join("kubelet"),
             pod_logs_dir: root.join("logs"),
+            container_logs_dir: root.join("container-logs"),
             pod_manifests_dir: root.join("manifests"),
             run_dir: root.join("run"),
             cgroup_root: self.cgroup_root.clone(),

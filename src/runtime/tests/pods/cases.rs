@@ -511,10 +511,10 @@ async fn a_failed_sandbox_leaves_nothing(lab: Lab) {
     let runtime = lab.open().await;
     let mut client = runtime.client();
     let mut pod = lab.sandbox_config("broken");
-    pod.linux.as_mut().unwrap().sysctls = [("kernel.no_such_thing".to_owned(), "1".to_owned())].into();
+    pod.linux.as_mut().unwrap().sysctls = [("net.core.no_such_thing".to_owned(), "1".to_owned())].into();
     let request = RunPodSandboxRequest { config: Some(pod.clone()), ..Default::default() };
     let error = client.run_pod_sandbox(request).await.unwrap_err();
-    assert!(error.message().contains("set sysctl kernel.no_such_thing"), "{error}");
+    assert!(error.message().contains("set sysctl net.core.no_such_thing"), "{error}");
     let request = RunPodSandboxRequest { config: Some(pod), runtime_handler: "gvisor".into() };
     assert!(client.run_pod_sandbox(request).await.unwrap_err().message().contains("gvisor"));
     assert!(sandboxes(&mut client).await.is_empty());
