@@ -148,6 +148,8 @@ class Security(lab.Case):
         self.assertEqual(self.inside("user", "id -u; id -g").split(), ["1000", "3000"])
         self.assertTrue({"2000", "3000", "4000"} <= set(self.inside("user", "id -G").split()))
         self.assertEqual(self.inside("user", "touch /v/f && stat -c %g /v/f"), "2000")
+        token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+        self.assertEqual(self.inside("user", f"stat -L -c '%a %u %g' {token}"), "640 1000 2000")
 
     def test_run_as_non_root_refuses_root(self):
         self.m.run_pod("nonroot", wait=False, spec={"securityContext": {"runAsNonRoot": True}})

@@ -140,8 +140,8 @@ pub async fn projected(
             let seconds = from.expiration_seconds.unwrap_or(TOKEN_SECONDS);
             let token = volumes.tokens.get(context.pod, audience, seconds, context.now).await?;
             *renew_at = Some(renew_at.map_or(token.renew_at, |t| t.min(token.renew_at)));
-            // A token is for the pod's user alone where there is one, or for its group.
-            let owner = single_user(context.pod).filter(|_| super::fs_group(context.pod).is_none());
+            // A token is for the pod's user and its group, where it has them (KEP-1205).
+            let owner = single_user(context.pod);
             let narrow = owner.is_some() || super::fs_group(context.pod).is_some();
             let mode = if narrow { 0o600 } else { mode(None, default) };
             files.insert(from.path.clone(), File { data: token.text.into_bytes(), mode, owner });
