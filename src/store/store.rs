@@ -662,16 +662,24 @@ pub(crate) async fn start(
 async fn checkpoint(machine: Arc<Machine>, raft: Raft, config: Config, stop: CancellationToken) {
     machine.freeze();
     loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = machine.dirty.notified() => {}
+        if !machine.is_very_dirty() {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = machine.dirty.notified() => {}
+            }
         }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = machine.very_dirty.notified() => {}
-            () = tokio::time::sleep(config.checkpoint_interval) => {}
+        let due = tokio::time::Instant::now() + config.checkpoint_interval;
+        while !machine.is_very_dirty() {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = machine.very_dirty.notified() => {}
+                () = tokio::time::sleep_until(due) => {
+                    machine.take_all_frozen();
+                    break;
+                }
+            }
         }
         let mut checkpointed = machine.checkpointed();
         checkpointed.borrow_and_update();

@@ -17,3 +17,5 @@ pub(crate) mod space;
 pub(crate) mod swap;
 mod tail;
 pub(crate) mod thread;
+#[cfg(test)]
+mod torn_tests;

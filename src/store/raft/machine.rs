@@ -3,8 +3,9 @@
 //! Its snapshots are checkpoints. Building one writes the keys that changed since the last one to the database, in one
 //! batch with what they stand for; then Raft may purge the log. Recovery is the state tree plus the log's tail.
 //!
-//! A checkpoint is of the state as it was frozen when the one before was made. So the log always reaches back by some
-//! time, and what it replays after a restart is history again: watches from revisions before the restart go on.
+//! A checkpoint is of a state that was frozen some time ago. So the log always reaches back by some time, and what it
+//! replays after a restart is history again: watches from revisions before the restart go on. While much is written, states
+//! are frozen often, and a checkpoint is of the oldest one: each is a small batch, for which the log's writes wait.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -42,6 +43,10 @@ const TREE: &[u8] = b"tree";
 /// What is written to the other state tree at once, while a snapshot is installed.
 const SLICE_BYTES: usize = if cfg!(test) { 32 } else { 1 << 20 };
 const SLICE_KEYS: usize = if cfg!(test) { 2 } else { 4096 };
+
+/// A state is frozen after this part of what the log may hold, or so many keys.
+const STEPS: u64 = 8;
+const STEP_KEYS_MAX: usize = 1024;
 
 /// Memory is given back when this much was written, or when so many keys were read.
 const GIVE_BACK_AFTER_BYTES: u64 = 32 << 20;
@@ -99,11 +104,22 @@ impl Frozen {
     }
 }
 
-/// A state, and the keys in which it differs from the checkpoint before.
+/// A state, and the keys in which it differs from the one before.
 #[derive(Debug)]
 struct Changes {
     state: Frozen,
     keys: HashSet<Bytes>,
+    /// What the Txns between the two have in keys and values.
+    bytes: u64,
+}
+
+impl Changes {
+    /// As one with what came next.
+    fn join(&mut self, next: Changes) {
+        self.state = next.state;
+        self.keys.extend(next.keys);
+        self.bytes += next.bytes;
+    }
 }
 
 /// The applied state and all who look at it.
@@ -140,16 +156,57 @@ struct Inner {
     state: Frozen,
     history: History,
     watchers: Watchers,
-    /// What the next checkpoint will be of.
-    frozen: Option<Changes>,
-    /// Keys that differ from `frozen`, or from the last checkpoint if there is none.
+    /// What the next checkpoints will be of, oldest first.
+    frozen: VecDeque<Changes>,
+    /// Keys that differ from the last of `frozen`, or from the last checkpoint if there is none.
     changed: HashSet<Bytes>,
-    bytes_since_checkpoint: u64,
+    bytes_since_frozen: u64,
+    /// What checkpoints have covered since the marker last told of one.
+    bytes_since_noted: u64,
+    /// The next checkpoint is noted in the marker in any case.
+    note_next: bool,
+    #[cfg(test)]
+    lingering: std::time::Duration,
     /// The state tree that counts.
     tree: Space,
     /// What checkpoints have written since memory was last given back.
     bytes_since_given_back: u64,
     stopped: bool,
+}
+
+impl Inner {
+    fn newest(&mut self) -> Changes {
+        Changes {
+            state: self.state.clone(),
+            keys: std::mem::take(&mut self.changed),
+            bytes: std::mem::take(&mut self.bytes_since_frozen),
+        }
+    }
+
+    fn freeze(&mut self) {
+        let newest = self.newest();
+        self.frozen.push_back(newest);
+    }
+
+    /// Whether the log would still hold enough without what the oldest frozen state covers.
+    fn can_spare_oldest(&self, log_bytes_max: u64) -> bool {
+        self.frozen.iter().skip(1).map(|changes| changes.bytes).sum::<u64>() >= log_bytes_max
+    }
+
+    /// What a checkpoint is to be of now.
+    fn take_oldest(&mut self, log_bytes_max: u64) -> Changes {
+        let Some(mut oldest) = self.frozen.pop_front() else { return self.newest() };
+        // Several at once, when checkpoints do not keep up.
+        while self.can_spare_oldest(log_bytes_max)
+            && let Some(next) = self.frozen.pop_front()
+        {
+            oldest.join(next);
+        }
+        if self.frozen.is_empty() {
+            self.freeze();
+        }
+        oldest
+    }
 }
 
 impl Machine {
@@ -200,9 +257,13 @@ impl Machine {
                 },
             ),
             watchers: Watchers::default(),
-            frozen: None,
+            frozen: VecDeque::new(),
             changed: HashSet::new(),
-            bytes_since_checkpoint: 0,
+            bytes_since_frozen: 0,
+            bytes_since_noted: 0,
+            note_next: false,
+            #[cfg(test)]
+            lingering: std::time::Duration::ZERO,
             tree,
             bytes_since_given_back: 0,
             stopped: false,
@@ -386,7 +447,7 @@ impl Machine {
                         inner.changed.extend(commit.events.iter().map(|event| event.key.clone()));
                         commits.push(commit);
                     }
-                    inner.bytes_since_checkpoint += crate::batch::txn_bytes(txn) as u64;
+                    inner.bytes_since_frozen += crate::batch::txn_bytes(txn) as u64;
                     outcomes.0.push(outcome);
                 }
                 if let Some(id) = batch.id
@@ -407,7 +468,10 @@ impl Machine {
             inner.history.push(start, commit);
             self.metrics.commits.inc();
         }
-        let very_dirty = inner.bytes_since_checkpoint >= self.log_bytes_max;
+        if inner.bytes_since_frozen >= self.log_bytes_max.div_ceil(STEPS) || inner.changed.len() >= STEP_KEYS_MAX {
+            inner.freeze();
+        }
+        let very_dirty = inner.can_spare_oldest(self.log_bytes_max);
         self.applied_index.store(entry.log_id.index, Ordering::Release);
         // Within the lock: published revisions never go back.
         self.revision.send_if_modified(|published| std::mem::replace(published, revision) != revision);
@@ -421,15 +485,37 @@ impl Machine {
         outcomes
     }
 
-    /// Fixes what the next checkpoint will be of.
+    /// The first checkpoint will be of the state as it is now, or an older one.
     pub(crate) fn freeze(&self) {
+        self.lock().freeze();
+    }
+
+    /// Has the next checkpoint be of the newest state that is frozen.
+    pub(crate) fn take_all_frozen(&self) {
         let mut inner = self.lock();
-        let mut keys = std::mem::take(&mut inner.changed);
-        if let Some(frozen) = inner.frozen.take() {
-            keys.extend(frozen.keys);
-        }
-        inner.frozen = Some(Changes { state: inner.state.clone(), keys });
-        inner.bytes_since_checkpoint = 0;
+        let all = std::mem::take(&mut inner.frozen).into_iter().reduce(|mut older, newer| {
+            older.join(newer);
+            older
+        });
+        inner.frozen.extend(all);
+        inner.note_next = true;
+    }
+
+    /// Has Raft hear of each checkpoint's end this much later than others do.
+    #[cfg(test)]
+    pub(crate) fn lets_raft_wait(&self, time: std::time::Duration) {
+        self.lock().lingering = time;
+    }
+
+    #[cfg(test)]
+    async fn linger(&self) {
+        let time = self.lock().lingering;
+        tokio::time::sleep(time).await;
+    }
+
+    /// Whether the next checkpoint should not wait.
+    pub(crate) fn is_very_dirty(&self) -> bool {
+        self.lock().can_spare_oldest(self.log_bytes_max)
     }
 
     /// What this member is by what it has applied.
@@ -449,9 +535,11 @@ impl Machine {
         inner.history.reset(revision);
         inner.watchers.end_all(true, &self.metrics);
         // It is on disk as a whole.
-        inner.frozen = inner.frozen.take().map(|_| Changes { state: state.clone(), keys: HashSet::new() });
         inner.changed.clear();
-        inner.bytes_since_checkpoint = 0;
+        inner.bytes_since_frozen = 0;
+        if !std::mem::take(&mut inner.frozen).is_empty() {
+            inner.frozen.push_back(Changes { state: state.clone(), keys: HashSet::new(), bytes: 0 });
+        }
         inner.tree = tree;
         self.metrics.keys.set(state.space.map.len() as i64);
         self.metrics.revision.set(revision.0 as i64);
@@ -555,16 +643,7 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn get_snapshot_builder(&mut self) -> Checkpointer {
         let mut inner = self.machine.lock();
-        let newest =
-            |inner: &mut Inner| Changes { state: inner.state.clone(), keys: std::mem::take(&mut inner.changed) };
-        let changes = match inner.frozen.take() {
-            Some(frozen) => {
-                inner.frozen = Some(newest(&mut inner));
-                frozen
-            }
-            None => newest(&mut inner),
-        };
-        inner.bytes_since_checkpoint = 0;
+        let changes = inner.take_oldest(self.machine.log_bytes_max);
         Checkpointer { changes, tree: inner.tree, machine: self.machine.clone(), disk: self.disk.clone() }
     }
 
@@ -620,7 +699,10 @@ impl RaftSnapshotBuilder<Types> for Checkpointer {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Frozen>> {
         let span = tracing::debug_span!("checkpoint", keys = self.changes.keys.len());
-        self.write().instrument(span).await
+        let built = self.write().instrument(span).await;
+        #[cfg(test)]
+        self.machine.linger().await;
+        built
     }
 }
 
@@ -636,7 +718,7 @@ impl Checkpointer {
                 return Ok(inner.state.clone().snapshot());
             }
         }
-        let Changes { state, keys } = &mut self.changes;
+        let Changes { state, keys, bytes: covered } = &mut self.changes;
         let mut writes = Writes::default();
         for key in keys.iter() {
             match state.space.map.get(key) {
@@ -646,12 +728,25 @@ impl Checkpointer {
         }
         put_heads(&mut writes, state)?;
         let bytes = writes.bytes() as u64;
-        let written = self.disk.write(writes, Some(machine.marker_of(state))).await;
+        let noted = {
+            let mut inner = machine.lock();
+            inner.bytes_since_noted += *covered;
+            inner.note_next || inner.bytes_since_noted >= machine.log_bytes_max
+        };
+        // What the marker says is what must be there at least: it need not be written each time.
+        let marker = noted.then(|| machine.marker_of(state));
+        let written = self.disk.write(writes, marker).await;
         if let Err(error) = written {
-            let mut inner = self.machine.lock();
-            match &mut inner.frozen {
-                Some(frozen) => frozen.keys.extend(keys.drain()),
-                None => inner.changed.extend(keys.drain()),
+            let mut inner = machine.lock();
+            match inner.frozen.front_mut() {
+                Some(next) => {
+                    next.keys.extend(keys.drain());
+                    next.bytes += *covered;
+                }
+                None => {
+                    inner.changed.extend(keys.drain());
+                    inner.bytes_since_frozen += *covered;
+                }
             }
             return Err(error);
         }
@@ -662,6 +757,10 @@ impl Checkpointer {
         }
         tracing::debug!(keys = keys.len(), revision = state.space.revision.0, "checkpoint written");
         let mut inner = self.machine.lock();
+        if noted {
+            inner.bytes_since_noted = 0;
+            inner.note_next = false;
+        }
         self.machine.checkpointed.send_replace(state.applied.map_or(0, |id| id.index));
         inner.bytes_since_given_back += bytes;
         if inner.bytes_since_given_back >= GIVE_BACK_AFTER_BYTES {
