@@ -140,6 +140,8 @@ struct Open {
     /// sled's folder of blobs, and those in it that are durable.
     blobs: PathBuf,
     blobs_synced: HashSet<OsString>,
+    /// Whether the file system can take room ahead, as far as is known.
+    reserves: bool,
     _deferred: Deferred,
 }
 
@@ -161,6 +163,12 @@ impl Open {
             File::open(&self.blobs)?.sync_all()?;
         }
         self.blobs_synced = found;
+        // Only a saving: without room for it the batch is on disk all the same.
+        if self.reserves
+            && durable::reserve_segment(&self.file).is_err_and(|error| error.kind() == io::ErrorKind::Unsupported)
+        {
+            self.reserves = false;
+        }
         self.file.sync_data()
     }
 }
@@ -545,7 +553,7 @@ fn open(config: &sled::Config, path: &Path, file: &Path) -> Result<Open, OpenErr
     };
     let file = File::open(file).map_err(engine_error)?;
     let deferred = durable::defer(&file).map_err(engine_error)?;
-    Ok(Open { db, file, blobs: path.join("blobs"), blobs_synced: HashSet::new(), _deferred: deferred })
+    Ok(Open { db, file, blobs: path.join("blobs"), blobs_synced: HashSet::new(), reserves: true, _deferred: deferred })
 }
 
 fn opened(slot: &Option<Open>) -> io::Result<&Open> {
