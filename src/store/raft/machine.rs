@@ -7,6 +7,9 @@
 //! replays after a restart is history again: watches from revisions before the restart go on. While much is written, states
 //! are frozen often, and a checkpoint is of the oldest one: each is a small batch, for which the log's writes wait.
 
+mod checkpoint;
+mod state_machine;
+
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,23 +17,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
-use openraft::storage::{EntryResponder, RaftStateMachine};
-use openraft::{RaftSnapshotBuilder, StoredMembership};
+use openraft::StoredMembership;
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::config::Config;
-use crate::disk::engine::{Space, Writes};
+use crate::disk::engine::Space;
 use crate::disk::identity::{Identity, Marker, Standing};
 use crate::disk::records::{self, Checkpoint};
 use crate::disk::thread::Disk;
 use crate::history::{Bounds, History};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, KeySpace, Snapshot};
+pub(crate) use crate::raft::machine::checkpoint::checkpoint;
+use crate::raft::machine::checkpoint::{Changes, STEP_KEYS_MAX, STEPS};
+use crate::raft::machine::state_machine::GIVE_BACK_AFTER_BYTES;
+pub(crate) use crate::raft::machine::state_machine::{StateMachine, give_memory_back};
 use crate::raft::register::{Admission, Register};
-use crate::raft::{Entry, LogId, Outcome, Outcomes, Payload, SnapshotMeta, SnapshotOf, StoredMembershipOf, Types};
+use crate::raft::{Entry, LogId, Outcome, Outcomes, Payload, SnapshotMeta, SnapshotOf, StoredMembershipOf};
 use crate::watch::{self as watching, Watch, Watchers};
 use crate::{MemberId, ReadError, Revision, WatchError};
 
@@ -39,20 +42,6 @@ pub(crate) const CHECKPOINT: &[u8] = b"checkpoint";
 const REGISTER: &[u8] = b"register";
 /// Which of the two state trees is the one that counts. Absent: the first.
 const TREE: &[u8] = b"tree";
-
-/// What is written to the other state tree at once, while a snapshot is installed.
-const SLICE_BYTES: usize = if cfg!(test) { 32 } else { 1 << 20 };
-const SLICE_KEYS: usize = if cfg!(test) { 2 } else { 4096 };
-
-/// A state is frozen after this part of what the log may hold, or so many keys.
-const STEPS: u64 = 8;
-const STEP_KEYS_MAX: usize = 1024;
-
-/// Memory is given back when this much was written, or when so many keys were read.
-const GIVE_BACK_AFTER_BYTES: u64 = 32 << 20;
-const GIVE_BACK_AFTER_KEYS: usize = 2000;
-/// Keys by which the engine's cache is reached.
-const GIVE_BACK_BY_KEYS: usize = 512;
 
 /// What Raft agreed on up to some entry. A clone is a pointer copy, and stays as it is while writes go on.
 #[derive(Clone, Debug, Default)]
@@ -101,24 +90,6 @@ impl Frozen {
 
     fn snapshot(self) -> SnapshotOf<Frozen> {
         openraft::Snapshot { meta: self.meta(), snapshot: self }
-    }
-}
-
-/// A state, and the keys in which it differs from the one before.
-#[derive(Debug)]
-struct Changes {
-    state: Frozen,
-    keys: HashSet<Bytes>,
-    /// What the Txns between the two have in keys and values.
-    bytes: u64,
-}
-
-impl Changes {
-    /// As one with what came next.
-    fn join(&mut self, next: Changes) {
-        self.state = next.state;
-        self.keys.extend(next.keys);
-        self.bytes += next.bytes;
     }
 }
 
@@ -172,41 +143,6 @@ struct Inner {
     /// What checkpoints have written since memory was last given back.
     bytes_since_given_back: u64,
     stopped: bool,
-}
-
-impl Inner {
-    fn newest(&mut self) -> Changes {
-        Changes {
-            state: self.state.clone(),
-            keys: std::mem::take(&mut self.changed),
-            bytes: std::mem::take(&mut self.bytes_since_frozen),
-        }
-    }
-
-    fn freeze(&mut self) {
-        let newest = self.newest();
-        self.frozen.push_back(newest);
-    }
-
-    /// Whether the log would still hold enough without what the oldest frozen state covers.
-    fn can_spare_oldest(&self, log_bytes_max: u64) -> bool {
-        self.frozen.iter().skip(1).map(|changes| changes.bytes).sum::<u64>() >= log_bytes_max
-    }
-
-    /// What a checkpoint is to be of now.
-    fn take_oldest(&mut self, log_bytes_max: u64) -> Changes {
-        let Some(mut oldest) = self.frozen.pop_front() else { return self.newest() };
-        // Several at once, when checkpoints do not keep up.
-        while self.can_spare_oldest(log_bytes_max)
-            && let Some(next) = self.frozen.pop_front()
-        {
-            oldest.join(next);
-        }
-        if self.frozen.is_empty() {
-            self.freeze();
-        }
-        oldest
-    }
 }
 
 impl Machine {
@@ -485,39 +421,6 @@ impl Machine {
         outcomes
     }
 
-    /// The first checkpoint will be of the state as it is now, or an older one.
-    pub(crate) fn freeze(&self) {
-        self.lock().freeze();
-    }
-
-    /// Has the next checkpoint be of the newest state that is frozen.
-    pub(crate) fn take_all_frozen(&self) {
-        let mut inner = self.lock();
-        let all = std::mem::take(&mut inner.frozen).into_iter().reduce(|mut older, newer| {
-            older.join(newer);
-            older
-        });
-        inner.frozen.extend(all);
-        inner.note_next = true;
-    }
-
-    /// Has Raft hear of each checkpoint's end this much later than others do.
-    #[cfg(test)]
-    pub(crate) fn lets_raft_wait(&self, time: std::time::Duration) {
-        self.lock().lingering = time;
-    }
-
-    #[cfg(test)]
-    async fn linger(&self) {
-        let time = self.lock().lingering;
-        tokio::time::sleep(time).await;
-    }
-
-    /// Whether the next checkpoint should not wait.
-    pub(crate) fn is_very_dirty(&self) -> bool {
-        self.lock().can_spare_oldest(self.log_bytes_max)
-    }
-
     /// What this member is by what it has applied.
     fn follow_membership(&self, state: &Frozen) {
         let own = self.identity.member;
@@ -556,217 +459,4 @@ impl Machine {
 
 fn is_sole_voter(membership: &StoredMembershipOf, member: MemberId) -> bool {
     membership.voter_ids().eq([member])
-}
-
-/// The machine as openraft sees it.
-pub(crate) struct StateMachine {
-    pub(crate) machine: Arc<Machine>,
-    pub(crate) disk: Disk,
-}
-
-/// Gives back what reading the state has left in memory, and later what writing much of it has. Ends with `stop`.
-pub(crate) async fn give_memory_back(machine: Arc<Machine>, disk: Disk, stop: CancellationToken) {
-    loop {
-        let (map, tree) = {
-            let inner = machine.lock();
-            (inner.state.space.map.clone(), inner.tree)
-        };
-        if map.len() >= GIVE_BACK_AFTER_KEYS {
-            let disk = disk.clone();
-            let work = move || {
-                // Scattered: neighbours, and what lies at equal distances, may all be in the same part of the cache.
-                let one_in = (map.len() / GIVE_BACK_BY_KEYS).max(1) as u64;
-                let scattered = |n: u64| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).is_multiple_of(one_in);
-                let keys = (0..).zip(map.keys()).filter(|(n, _)| scattered(*n)).map(|(_, key)| &key[..]);
-                disk.engine().give_memory_back(tree, &keys.collect::<Vec<_>>());
-            };
-            // It cannot fail, and nothing hangs on it.
-            let _ = tokio::task::spawn_blocking(work).await;
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = machine.much_written.notified() => {}
-        }
-    }
-}
-
-impl Machine {
-    fn marker_of(&self, state: &Frozen) -> Marker {
-        Marker { checkpointed: state.applied.map_or(0, |id| id.index), ..self.marker() }
-    }
-}
-
-/// The records beside a state tree that say what it stands for.
-fn put_heads(writes: &mut Writes, state: &Frozen) -> io::Result<()> {
-    writes.put(Space::Meta, CHECKPOINT, records::encode_checkpoint(&state.checkpoint())?);
-    writes.put(Space::Meta, REGISTER, records::encode_register(&state.register)?);
-    Ok(())
-}
-
-/// Empties a tree that does not count, a slice at a time.
-async fn clear(disk: &Disk, tree: Space) -> io::Result<()> {
-    loop {
-        let mut writes = Writes::default();
-        for record in disk.engine().scan(tree, &[]).take(SLICE_KEYS) {
-            writes.remove(tree, &record?.0);
-        }
-        if writes.is_empty() {
-            return Ok(());
-        }
-        disk.write(writes, None).await?;
-    }
-}
-
-impl RaftStateMachine<Types> for StateMachine {
-    type SnapshotData = Frozen;
-    type SnapshotBuilder = Checkpointer;
-
-    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembershipOf)> {
-        let inner = self.machine.lock();
-        Ok((inner.state.applied, inner.state.membership.clone()))
-    }
-
-    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
-    where
-        Strm: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
-    {
-        while let Some(next) = entries.next().await {
-            let (entry, responder) = next?;
-            let outcomes = self.machine.apply(&entry);
-            if let Some(responder) = responder {
-                responder.send(outcomes);
-            }
-        }
-        Ok(())
-    }
-
-    async fn get_snapshot_builder(&mut self) -> Checkpointer {
-        let mut inner = self.machine.lock();
-        let changes = inner.take_oldest(self.machine.log_bytes_max);
-        Checkpointer { changes, tree: inner.tree, machine: self.machine.clone(), disk: self.disk.clone() }
-    }
-
-    /// The new state goes to the other tree, and then counts by one small write: a crash before it leaves the old
-    /// state whole, and one after it the new.
-    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, state: Frozen) -> io::Result<()> {
-        let span = tracing::info_span!("install snapshot", keys = state.space.map.len());
-        self.install(state).instrument(span).await
-    }
-
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Frozen>>> {
-        let inner = self.machine.lock();
-        Ok(inner.state.applied.is_some().then(|| inner.state.clone().snapshot()))
-    }
-}
-
-impl StateMachine {
-    async fn install(&self, state: Frozen) -> io::Result<()> {
-        let machine = &self.machine;
-        let _writing = machine.writing.lock().await;
-        let old = machine.lock().tree;
-        let new = if old == Space::State { Space::OtherState } else { Space::State };
-        clear(&self.disk, new).await?;
-        let (mut writes, mut bytes) = (Writes::default(), 0);
-        for (key, versioned) in state.space.map.iter() {
-            let record = records::encode_versioned(versioned);
-            bytes += key.len() + record.len();
-            writes.put(new, key, record);
-            if bytes >= SLICE_BYTES {
-                self.disk.write(std::mem::take(&mut writes), None).await?;
-                bytes = 0;
-            }
-        }
-        put_heads(&mut writes, &state)?;
-        writes.put(Space::Meta, TREE, vec![new as u8]);
-        self.disk.write(writes, Some(machine.marker_of(&state))).await?;
-        machine.replace(state, new);
-        clear(&self.disk, old).await
-    }
-}
-
-/// Writes one checkpoint, while writes go on.
-pub(crate) struct Checkpointer {
-    changes: Changes,
-    /// The tree that counted when the checkpoint was begun.
-    tree: Space,
-    machine: Arc<Machine>,
-    disk: Disk,
-}
-
-impl RaftSnapshotBuilder<Types> for Checkpointer {
-    type SnapshotData = Frozen;
-
-    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Frozen>> {
-        let span = tracing::debug_span!("checkpoint", keys = self.changes.keys.len());
-        let built = self.write().instrument(span).await;
-        #[cfg(test)]
-        self.machine.linger().await;
-        built
-    }
-}
-
-impl Checkpointer {
-    async fn write(&mut self) -> io::Result<SnapshotOf<Frozen>> {
-        let start = Instant::now();
-        let machine = self.machine.clone();
-        let _writing = machine.writing.lock().await;
-        {
-            let inner = machine.lock();
-            if inner.tree != self.tree {
-                // A snapshot was installed meanwhile. It is newer, and a checkpoint of itself.
-                return Ok(inner.state.clone().snapshot());
-            }
-        }
-        let Changes { state, keys, bytes: covered } = &mut self.changes;
-        let mut writes = Writes::default();
-        for key in keys.iter() {
-            match state.space.map.get(key) {
-                Some(versioned) => writes.put(self.tree, key, records::encode_versioned(versioned)),
-                None => writes.remove(self.tree, key),
-            }
-        }
-        put_heads(&mut writes, state)?;
-        let bytes = writes.bytes() as u64;
-        let noted = {
-            let mut inner = machine.lock();
-            inner.bytes_since_noted += *covered;
-            inner.note_next || inner.bytes_since_noted >= machine.log_bytes_max
-        };
-        // What the marker says is what must be there at least: it need not be written each time.
-        let marker = noted.then(|| machine.marker_of(state));
-        let written = self.disk.write(writes, marker).await;
-        if let Err(error) = written {
-            let mut inner = machine.lock();
-            match inner.frozen.front_mut() {
-                Some(next) => {
-                    next.keys.extend(keys.drain());
-                    next.bytes += *covered;
-                }
-                None => {
-                    inner.changed.extend(keys.drain());
-                    inner.bytes_since_frozen += *covered;
-                }
-            }
-            return Err(error);
-        }
-        let metrics = &self.machine.metrics;
-        metrics.checkpoint_seconds.observe(start.elapsed().as_secs_f64());
-        if let Ok(bytes) = self.disk.engine().bytes_on_disk() {
-            metrics.db_bytes.set(bytes as i64);
-        }
-        tracing::debug!(keys = keys.len(), revision = state.space.revision.0, "checkpoint written");
-        let mut inner = self.machine.lock();
-        if noted {
-            inner.bytes_since_noted = 0;
-            inner.note_next = false;
-        }
-        self.machine.checkpointed.send_replace(state.applied.map_or(0, |id| id.index));
-        inner.bytes_since_given_back += bytes;
-        if inner.bytes_since_given_back >= GIVE_BACK_AFTER_BYTES {
-            inner.bytes_since_given_back = 0;
-            self.machine.much_written.notify_one();
-        }
-        Ok(state.clone().snapshot())
-    }
 }
