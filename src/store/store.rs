@@ -39,6 +39,9 @@ use crate::{CommitError, Config, Freshness, OpenError, ReadError, Revision, Txn,
 /// How long parts that are told to stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the disk may take to say how large the database is.
+const SIZE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long a leader that stops may take to hand over.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -239,6 +242,20 @@ impl Store {
     /// Why nothing can be written at the moment, if that is so. The store tries by itself until it can again.
     pub fn failed(&self) -> Option<Arc<io::Error>> {
         self.shared.disk.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Disk::failed)
+    }
+
+    /// What the database takes up on disk: now, or when it was last looked at if the disk does not answer.
+    pub(crate) async fn db_bytes(&self) -> u64 {
+        let shared = &self.shared;
+        let disk = shared.disk.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(disk) = disk {
+            // It waits for a write that is under way.
+            let reading = tokio::task::spawn_blocking(move || disk.engine().bytes_on_disk());
+            if let Ok(Ok(Ok(bytes))) = tokio::time::timeout(SIZE_TIMEOUT, reading).await {
+                shared.metrics.db_bytes.set(bytes as i64);
+            }
+        }
+        shared.metrics.db_bytes.get().try_into().unwrap_or(0)
     }
 
     /// Lets another member lead before this one goes. Does nothing on a member that does not lead, or is alone.
