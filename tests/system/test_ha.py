@@ -76,6 +76,8 @@ class Servers(lab.ClusterCase):
         victim = next(s for s in self.c.servers if s is not leader)
         lag = lambda: next(m for m in self.status(leader)["members"] if m["name"] == victim.name)
         pid = victim._server_pid()
+        # What waits for the server outside of its namespaces stops with it, and does not go on with it.
+        pids = [pid, victim.server.pid]
         os.kill(pid, signal.SIGSTOP)
         try:
             for n in range(20):
@@ -83,7 +85,8 @@ class Servers(lab.ClusterCase):
             wait_for("the member that stands still to be missed", lambda: lag()["reachable"] is False, 30)
             self.assertGreaterEqual(lag()["lagEntries"], 20)
         finally:
-            os.kill(pid, signal.SIGCONT)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
         wait_for("it to catch up", lambda: (lag()["reachable"], lag()["lagEntries"]) == (True, 0), 60)
 
         def agree():
