@@ -294,15 +294,23 @@ impl World {
     }
 
     async fn change_members(&mut self, any: usize) {
-        let voters = self.leader().map_or(0, |(_, leader)| leader.members().len());
-        if voters > 3 && any != 0 && self.random.chance(60) {
+        let members = self.leader().map_or(Vec::new(), |(_, leader)| leader.members());
+        let voters = members.len();
+        // One that was to leave may still count: of two such ones a small group would not recover. And one that is yet to join
+        // may be the last that there is room for.
+        let (all_left, wanted) = {
+            let hosts = self.hosts.lock().unwrap();
+            let all_left = members.iter().all(|member| !hosts[member.id as usize - 1].removed);
+            (all_left, hosts.iter().filter(|host| !host.removed).count())
+        };
+        if voters > 3 && all_left && any != 0 && self.random.chance(60) {
             let Some((_, leader)) = self.leader() else { return };
             self.say(|| format!("host {any} is to leave"));
             // Whatever comes of it, nobody starts it again.
             self.hosts.lock().unwrap()[any].removed = true;
             let _ = tokio::time::timeout(Duration::from_secs(2), leader.remove_member(any as u64 + 1)).await;
             self.crash(any);
-        } else if voters > 0 && voters < VOTERS_MAX {
+        } else if voters > 0 && voters.max(wanted) < VOTERS_MAX {
             let host = self.host();
             self.say(|| format!("host {host} joins"));
             self.start(host).await;
