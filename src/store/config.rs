@@ -13,7 +13,8 @@ pub struct Config {
     /// How long after a change the next checkpoint is made when the log grows slowly. A checkpoint writes what was
     /// changed up to the one before it, so that the log always reaches back this long, or by `log_bytes_max`.
     pub checkpoint_interval: Duration,
-    /// A checkpoint is made at once when the log has grown by this much. The log holds twice as much at most.
+    /// A checkpoint of the log's oldest part is made at once when the log has this much without it. So the log holds little
+    /// more: a quarter of this, and what is written meanwhile.
     pub log_bytes_max: u64,
     /// Entries before a checkpoint that a member of a group keeps for others that lag: who lacks more gets a snapshot.
     pub log_entries_kept: u64,

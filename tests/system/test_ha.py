@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 
 import lab
@@ -66,6 +67,35 @@ class Servers(lab.ClusterCase):
         self.assertIn("leadership is handed over", leader.log_tail(40))
         leader.start(ready=False)
         self.wait_endpoints(self.c.servers)
+
+    def status(self, server):
+        return json.loads(server.exec(lab.BINARY, "store", "status", "-o", "json", *server.local()).out)
+
+    def test_3b_the_stores_status_tells_the_truth(self):
+        leader = self.c.leader()
+        victim = next(s for s in self.c.servers if s is not leader)
+        lag = lambda: next(m for m in self.status(leader)["members"] if m["name"] == victim.name)
+        pid = victim._server_pid()
+        # What waits for the server outside of its namespaces stops with it, and does not go on with it.
+        pids = [pid, victim.server.pid]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for n in range(20):
+                leader.kubectl("annotate", "node", "agent1", f"lab/lag={n}", "--overwrite")
+            wait_for("the member that stands still to be missed", lambda: lag()["reachable"] is False, 30)
+            self.assertGreaterEqual(lag()["lagEntries"], 20)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        wait_for("it to catch up", lambda: (lag()["reachable"], lag()["lagEntries"]) == (True, 0), 60)
+
+        def agree():
+            states = [self.status(server) for server in self.c.servers]
+            return len({(s["cluster"], s["leader"], s["term"], s["revision"], s["digest"], s["keys"]) for s in states}) == 1
+        wait_for("all to say the same", agree, 60)
+        for server in self.c.servers:
+            size = os.path.getsize(server.data + "/server/db/sled/db")
+            self.assertLess(abs(self.status(server)["dbBytes"] - size), 2 << 20)
 
     def test_4_two_of_three_dead(self):
         a, b, c = self.c.servers

@@ -84,10 +84,48 @@ pub(crate) fn forget_cached(file: &File) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
+/// Takes room for `file` up to the end of the segment that it ends in. What is appended there later changes neither the
+/// file's length nor, after the first write to a block, where it lies: its `fdatasync` then writes nothing else.
+///
+/// # Errors
+/// When there is no room, or the file system cannot do that. The file is as good as it was.
+pub(crate) fn reserve_segment(file: &File) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let length = file.metadata()?.len();
+    let missing = length.next_multiple_of(SEGMENT_BYTES as u64) - length;
+    if missing == 0 {
+        return Ok(());
+    }
+    let range = |number: u64| libc::off64_t::try_from(number).map_err(io::Error::other);
+    // SAFETY: the call takes no memory of ours, and leaves what the file holds as it is.
+    match unsafe { libc::fallocate64(file.as_raw_fd(), 0, range(length)?, range(missing)?) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn room_is_taken_up_to_the_end_of_a_segment() {
+        use std::os::unix::fs::FileExt;
+        let file = tempfile::tempfile().unwrap();
+        reserve_segment(&file).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        file.write_all_at(b"some", SEGMENT_BYTES as u64).unwrap();
+        for _ in 0..2 {
+            match reserve_segment(&file) {
+                Ok(()) => assert_eq!(file.metadata().unwrap().len(), 2 * SEGMENT_BYTES as u64),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
+            }
+        }
+        let mut bytes = [1; 4];
+        file.read_exact_at(&mut bytes, SEGMENT_BYTES as u64).unwrap();
+        assert_eq!(&bytes, b"some");
+    }
 
     #[test]
     fn the_override_is_linked_into_this_binary() {

@@ -7,7 +7,7 @@ pub(crate) mod durable;
 pub(crate) mod engine;
 pub(crate) mod identity;
 pub(crate) mod inspect;
-#[cfg(panic = "abort")]
+#[cfg(any(panic = "abort", test))]
 mod last_words;
 pub(crate) mod lock;
 pub(crate) mod memory;
@@ -17,3 +17,5 @@ pub(crate) mod space;
 pub(crate) mod swap;
 mod tail;
 pub(crate) mod thread;
+#[cfg(test)]
+mod torn_tests;

@@ -21,6 +21,8 @@ use crate::disk::space;
 use crate::metrics::Metrics;
 use crate::raft::Types;
 
+pub(crate) const DISK_THREAD: &str = "store-disk";
+
 /// Rounds are cut here, so that the first of many waiting writes is not held up by the last.
 const JOBS_PER_ROUND_MAX: usize = 256;
 
@@ -98,7 +100,7 @@ impl Disk {
         let shared = Shared::new();
         let disk = Disk { engine: engine.clone(), jobs, shared: shared.clone() };
         let mut writer = Writer { engine, dir, shared, metrics, held: Writes::default() };
-        std::thread::Builder::new().name("store-disk".to_string()).stack_size(512 << 10).spawn(move || {
+        std::thread::Builder::new().name(DISK_THREAD.to_string()).stack_size(512 << 10).spawn(move || {
             while let Some(first) = todo.blocking_recv() {
                 writer.work(first, &mut todo);
             }
@@ -106,15 +108,11 @@ impl Disk {
         Ok(disk)
     }
 
-    /// The same in a task, for simulations: `before_round` is awaited before each round of writes.
+    /// The same in a task, on a simulated disk.
     #[cfg(test)]
-    pub(crate) fn start_in_task<F: Future<Output = ()> + Send>(
-        engine: Database,
-        metrics: Metrics,
-        mut before_round: impl FnMut() -> F + Send + 'static,
-    ) -> Self {
+    pub(crate) fn start_simulated(platter: crate::sim::disk::Platter, metrics: Metrics) -> Self {
         let (jobs, mut todo) = unbounded_channel();
-        let engine = Arc::new(engine);
+        let engine = Arc::new(Database::Simulated(platter.clone()));
         let shared = Shared::new();
         // Trying again would block the simulation, and does not help against a power cut.
         shared.give_up();
@@ -122,8 +120,12 @@ impl Disk {
         let mut writer = Writer { engine, dir: PathBuf::new(), shared, metrics, held: Writes::default() };
         tokio::spawn(async move {
             while let Some(first) = todo.recv().await {
-                before_round().await;
-                writer.work(first, &mut todo);
+                let Some(round) = writer.collect(first, &mut todo) else { continue };
+                let result = platter.write(round.writes.changes(), round.marker).await;
+                if let Err(error) = &result {
+                    writer.shared.failed.send_replace(Some(Arc::new(copy(error))));
+                }
+                writer.tell(round.waiting, &result);
             }
         });
         disk
@@ -205,9 +207,24 @@ struct Writer {
     held: Writes,
 }
 
+/// What shares an fsync.
+struct Round {
+    writes: Writes,
+    marker: Option<Marker>,
+    waiting: Vec<Then>,
+}
+
 impl Writer {
-    /// One round: `first` and what waits behind it.
+    /// `first` and what waits behind it.
     fn work(&mut self, first: Job, todo: &mut UnboundedReceiver<Job>) {
+        if let Some(round) = self.collect(first, todo) {
+            let result = self.insist(&round.writes, round.marker);
+            self.tell(round.waiting, &result);
+        }
+    }
+
+    /// `None` while nobody waits for what there is.
+    fn collect(&mut self, first: Job, todo: &mut UnboundedReceiver<Job>) -> Option<Round> {
         let mut writes = std::mem::take(&mut self.held);
         let mut waiting = Vec::new();
         let mut durable = writes.bytes() > HELD_BYTES_MAX;
@@ -219,16 +236,19 @@ impl Writer {
         }
         if !durable {
             self.held = writes;
-            return;
+            return None;
         }
         // The newest one says all that older ones would.
         let marker = waiting.iter().rev().find_map(|then| match then {
             Then::Tell(marker, _) => *marker,
             _ => None,
         });
-        let result = self.insist(&writes, marker);
+        Some(Round { writes, marker, waiting })
+    }
+
+    fn tell(&self, waiting: Vec<Then>, result: &io::Result<()>) {
         for then in waiting {
-            if let (Ok(()), Then::Raft(last, _)) = (&result, &then) {
+            if let (Ok(()), Then::Raft(last, _)) = (result, &then) {
                 self.shared.written.store(*last, Ordering::Release);
             }
             then.finish(result.as_ref().copied().map_err(copy));

@@ -126,6 +126,7 @@ impl Store {
                 member.reachable = Some(progress.reachable);
             }
         }
+        let db_bytes = self.db_bytes().await;
         let now = shared.raft.metrics().borrow_watched().clone();
         let committed = now.cluster_committed.max(now.last_applied);
         Status {
@@ -142,7 +143,7 @@ impl Store {
             purged_index: now.purged.map_or(0, |id| id.index),
             last_log_index: now.last_log_index.unwrap_or(0),
             checkpoint_index: now.snapshot.map_or(0, |id| id.index),
-            db_bytes: shared.metrics.db_bytes.get().try_into().unwrap_or(0),
+            db_bytes,
             failed: self.failed().map(|error| error.to_string()),
         }
     }

@@ -3,8 +3,12 @@
 //! Its snapshots are checkpoints. Building one writes the keys that changed since the last one to the database, in one
 //! batch with what they stand for; then Raft may purge the log. Recovery is the state tree plus the log's tail.
 //!
-//! A checkpoint is of the state as it was frozen when the one before was made. So the log always reaches back by some
-//! time, and what it replays after a restart is history again: watches from revisions before the restart go on.
+//! A checkpoint is of a state that was frozen some time ago. So the log always reaches back by some time, and what it
+//! replays after a restart is history again: watches from revisions before the restart go on. While much is written, states
+//! are frozen often, and a checkpoint is of the oldest one: each is a small batch, for which the log's writes wait.
+
+mod checkpoint;
+mod state_machine;
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -13,23 +17,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
-use openraft::storage::{EntryResponder, RaftStateMachine};
-use openraft::{RaftSnapshotBuilder, StoredMembership};
+use openraft::StoredMembership;
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::config::Config;
-use crate::disk::engine::{Space, Writes};
+use crate::disk::engine::Space;
 use crate::disk::identity::{Identity, Marker, Standing};
 use crate::disk::records::{self, Checkpoint};
 use crate::disk::thread::Disk;
 use crate::history::{Bounds, History};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, KeySpace, Snapshot};
+pub(crate) use crate::raft::machine::checkpoint::checkpoint;
+use crate::raft::machine::checkpoint::{Changes, STEP_KEYS_MAX, STEPS};
+use crate::raft::machine::state_machine::GIVE_BACK_AFTER_BYTES;
+pub(crate) use crate::raft::machine::state_machine::{StateMachine, give_memory_back};
 use crate::raft::register::{Admission, Register};
-use crate::raft::{Entry, LogId, Outcome, Outcomes, Payload, SnapshotMeta, SnapshotOf, StoredMembershipOf, Types};
+use crate::raft::{Entry, LogId, Outcome, Outcomes, Payload, SnapshotMeta, SnapshotOf, StoredMembershipOf};
 use crate::watch::{self as watching, Watch, Watchers};
 use crate::{MemberId, ReadError, Revision, WatchError};
 
@@ -38,16 +42,6 @@ pub(crate) const CHECKPOINT: &[u8] = b"checkpoint";
 const REGISTER: &[u8] = b"register";
 /// Which of the two state trees is the one that counts. Absent: the first.
 const TREE: &[u8] = b"tree";
-
-/// What is written to the other state tree at once, while a snapshot is installed.
-const SLICE_BYTES: usize = if cfg!(test) { 32 } else { 1 << 20 };
-const SLICE_KEYS: usize = if cfg!(test) { 2 } else { 4096 };
-
-/// Memory is given back when this much was written, or when so many keys were read.
-const GIVE_BACK_AFTER_BYTES: u64 = 32 << 20;
-const GIVE_BACK_AFTER_KEYS: usize = 2000;
-/// Keys by which the engine's cache is reached.
-const GIVE_BACK_BY_KEYS: usize = 512;
 
 /// What Raft agreed on up to some entry. A clone is a pointer copy, and stays as it is while writes go on.
 #[derive(Clone, Debug, Default)]
@@ -99,13 +93,6 @@ impl Frozen {
     }
 }
 
-/// A state, and the keys in which it differs from the checkpoint before.
-#[derive(Debug)]
-struct Changes {
-    state: Frozen,
-    keys: HashSet<Bytes>,
-}
-
 /// The applied state and all who look at it.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -140,11 +127,17 @@ struct Inner {
     state: Frozen,
     history: History,
     watchers: Watchers,
-    /// What the next checkpoint will be of.
-    frozen: Option<Changes>,
-    /// Keys that differ from `frozen`, or from the last checkpoint if there is none.
+    /// What the next checkpoints will be of, oldest first.
+    frozen: VecDeque<Changes>,
+    /// Keys that differ from the last of `frozen`, or from the last checkpoint if there is none.
     changed: HashSet<Bytes>,
-    bytes_since_checkpoint: u64,
+    bytes_since_frozen: u64,
+    /// What checkpoints have covered since the marker last told of one.
+    bytes_since_noted: u64,
+    /// The next checkpoint is noted in the marker in any case.
+    note_next: bool,
+    #[cfg(test)]
+    lingering: std::time::Duration,
     /// The state tree that counts.
     tree: Space,
     /// What checkpoints have written since memory was last given back.
@@ -200,9 +193,13 @@ impl Machine {
                 },
             ),
             watchers: Watchers::default(),
-            frozen: None,
+            frozen: VecDeque::new(),
             changed: HashSet::new(),
-            bytes_since_checkpoint: 0,
+            bytes_since_frozen: 0,
+            bytes_since_noted: 0,
+            note_next: false,
+            #[cfg(test)]
+            lingering: std::time::Duration::ZERO,
             tree,
             bytes_since_given_back: 0,
             stopped: false,
@@ -386,7 +383,7 @@ impl Machine {
                         inner.changed.extend(commit.events.iter().map(|event| event.key.clone()));
                         commits.push(commit);
                     }
-                    inner.bytes_since_checkpoint += crate::batch::txn_bytes(txn) as u64;
+                    inner.bytes_since_frozen += crate::batch::txn_bytes(txn) as u64;
                     outcomes.0.push(outcome);
                 }
                 if let Some(id) = batch.id
@@ -407,7 +404,10 @@ impl Machine {
             inner.history.push(start, commit);
             self.metrics.commits.inc();
         }
-        let very_dirty = inner.bytes_since_checkpoint >= self.log_bytes_max;
+        if inner.bytes_since_frozen >= self.log_bytes_max.div_ceil(STEPS) || inner.changed.len() >= STEP_KEYS_MAX {
+            inner.freeze();
+        }
+        let very_dirty = inner.can_spare_oldest(self.log_bytes_max);
         self.applied_index.store(entry.log_id.index, Ordering::Release);
         // Within the lock: published revisions never go back.
         self.revision.send_if_modified(|published| std::mem::replace(published, revision) != revision);
@@ -419,17 +419,6 @@ impl Machine {
         }
         self.metrics.apply_seconds.observe(start.elapsed().as_secs_f64());
         outcomes
-    }
-
-    /// Fixes what the next checkpoint will be of.
-    pub(crate) fn freeze(&self) {
-        let mut inner = self.lock();
-        let mut keys = std::mem::take(&mut inner.changed);
-        if let Some(frozen) = inner.frozen.take() {
-            keys.extend(frozen.keys);
-        }
-        inner.frozen = Some(Changes { state: inner.state.clone(), keys });
-        inner.bytes_since_checkpoint = 0;
     }
 
     /// What this member is by what it has applied.
@@ -449,9 +438,11 @@ impl Machine {
         inner.history.reset(revision);
         inner.watchers.end_all(true, &self.metrics);
         // It is on disk as a whole.
-        inner.frozen = inner.frozen.take().map(|_| Changes { state: state.clone(), keys: HashSet::new() });
         inner.changed.clear();
-        inner.bytes_since_checkpoint = 0;
+        inner.bytes_since_frozen = 0;
+        if !std::mem::take(&mut inner.frozen).is_empty() {
+            inner.frozen.push_back(Changes { state: state.clone(), keys: HashSet::new(), bytes: 0 });
+        }
         inner.tree = tree;
         self.metrics.keys.set(state.space.map.len() as i64);
         self.metrics.revision.set(revision.0 as i64);
@@ -468,206 +459,4 @@ impl Machine {
 
 fn is_sole_voter(membership: &StoredMembershipOf, member: MemberId) -> bool {
     membership.voter_ids().eq([member])
-}
-
-/// The machine as openraft sees it.
-pub(crate) struct StateMachine {
-    pub(crate) machine: Arc<Machine>,
-    pub(crate) disk: Disk,
-}
-
-/// Gives back what reading the state has left in memory, and later what writing much of it has. Ends with `stop`.
-pub(crate) async fn give_memory_back(machine: Arc<Machine>, disk: Disk, stop: CancellationToken) {
-    loop {
-        let (map, tree) = {
-            let inner = machine.lock();
-            (inner.state.space.map.clone(), inner.tree)
-        };
-        if map.len() >= GIVE_BACK_AFTER_KEYS {
-            let disk = disk.clone();
-            let work = move || {
-                // Scattered: neighbours, and what lies at equal distances, may all be in the same part of the cache.
-                let one_in = (map.len() / GIVE_BACK_BY_KEYS).max(1) as u64;
-                let scattered = |n: u64| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).is_multiple_of(one_in);
-                let keys = (0..).zip(map.keys()).filter(|(n, _)| scattered(*n)).map(|(_, key)| &key[..]);
-                disk.engine().give_memory_back(tree, &keys.collect::<Vec<_>>());
-            };
-            // It cannot fail, and nothing hangs on it.
-            let _ = tokio::task::spawn_blocking(work).await;
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = machine.much_written.notified() => {}
-        }
-    }
-}
-
-impl Machine {
-    fn marker_of(&self, state: &Frozen) -> Marker {
-        Marker { checkpointed: state.applied.map_or(0, |id| id.index), ..self.marker() }
-    }
-}
-
-/// The records beside a state tree that say what it stands for.
-fn put_heads(writes: &mut Writes, state: &Frozen) -> io::Result<()> {
-    writes.put(Space::Meta, CHECKPOINT, records::encode_checkpoint(&state.checkpoint())?);
-    writes.put(Space::Meta, REGISTER, records::encode_register(&state.register)?);
-    Ok(())
-}
-
-/// Empties a tree that does not count, a slice at a time.
-async fn clear(disk: &Disk, tree: Space) -> io::Result<()> {
-    loop {
-        let mut writes = Writes::default();
-        for record in disk.engine().scan(tree, &[]).take(SLICE_KEYS) {
-            writes.remove(tree, &record?.0);
-        }
-        if writes.is_empty() {
-            return Ok(());
-        }
-        disk.write(writes, None).await?;
-    }
-}
-
-impl RaftStateMachine<Types> for StateMachine {
-    type SnapshotData = Frozen;
-    type SnapshotBuilder = Checkpointer;
-
-    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembershipOf)> {
-        let inner = self.machine.lock();
-        Ok((inner.state.applied, inner.state.membership.clone()))
-    }
-
-    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
-    where
-        Strm: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
-    {
-        while let Some(next) = entries.next().await {
-            let (entry, responder) = next?;
-            let outcomes = self.machine.apply(&entry);
-            if let Some(responder) = responder {
-                responder.send(outcomes);
-            }
-        }
-        Ok(())
-    }
-
-    async fn get_snapshot_builder(&mut self) -> Checkpointer {
-        let mut inner = self.machine.lock();
-        let newest =
-            |inner: &mut Inner| Changes { state: inner.state.clone(), keys: std::mem::take(&mut inner.changed) };
-        let changes = match inner.frozen.take() {
-            Some(frozen) => {
-                inner.frozen = Some(newest(&mut inner));
-                frozen
-            }
-            None => newest(&mut inner),
-        };
-        inner.bytes_since_checkpoint = 0;
-        Checkpointer { changes, tree: inner.tree, machine: self.machine.clone(), disk: self.disk.clone() }
-    }
-
-    /// The new state goes to the other tree, and then counts by one small write: a crash before it leaves the old
-    /// state whole, and one after it the new.
-    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, state: Frozen) -> io::Result<()> {
-        let span = tracing::info_span!("install snapshot", keys = state.space.map.len());
-        self.install(state).instrument(span).await
-    }
-
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Frozen>>> {
-        let inner = self.machine.lock();
-        Ok(inner.state.applied.is_some().then(|| inner.state.clone().snapshot()))
-    }
-}
-
-impl StateMachine {
-    async fn install(&self, state: Frozen) -> io::Result<()> {
-        let machine = &self.machine;
-        let _writing = machine.writing.lock().await;
-        let old = machine.lock().tree;
-        let new = if old == Space::State { Space::OtherState } else { Space::State };
-        clear(&self.disk, new).await?;
-        let (mut writes, mut bytes) = (Writes::default(), 0);
-        for (key, versioned) in state.space.map.iter() {
-            let record = records::encode_versioned(versioned);
-            bytes += key.len() + record.len();
-            writes.put(new, key, record);
-            if bytes >= SLICE_BYTES {
-                self.disk.write(std::mem::take(&mut writes), None).await?;
-                bytes = 0;
-            }
-        }
-        put_heads(&mut writes, &state)?;
-        writes.put(Space::Meta, TREE, vec![new as u8]);
-        self.disk.write(writes, Some(machine.marker_of(&state))).await?;
-        machine.replace(state, new);
-        clear(&self.disk, old).await
-    }
-}
-
-/// Writes one checkpoint, while writes go on.
-pub(crate) struct Checkpointer {
-    changes: Changes,
-    /// The tree that counted when the checkpoint was begun.
-    tree: Space,
-    machine: Arc<Machine>,
-    disk: Disk,
-}
-
-impl RaftSnapshotBuilder<Types> for Checkpointer {
-    type SnapshotData = Frozen;
-
-    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Frozen>> {
-        let span = tracing::debug_span!("checkpoint", keys = self.changes.keys.len());
-        self.write().instrument(span).await
-    }
-}
-
-impl Checkpointer {
-    async fn write(&mut self) -> io::Result<SnapshotOf<Frozen>> {
-        let start = Instant::now();
-        let machine = self.machine.clone();
-        let _writing = machine.writing.lock().await;
-        {
-            let inner = machine.lock();
-            if inner.tree != self.tree {
-                // A snapshot was installed meanwhile. It is newer, and a checkpoint of itself.
-                return Ok(inner.state.clone().snapshot());
-            }
-        }
-        let Changes { state, keys } = &mut self.changes;
-        let mut writes = Writes::default();
-        for key in keys.iter() {
-            match state.space.map.get(key) {
-                Some(versioned) => writes.put(self.tree, key, records::encode_versioned(versioned)),
-                None => writes.remove(self.tree, key),
-            }
-        }
-        put_heads(&mut writes, state)?;
-        let bytes = writes.bytes() as u64;
-        let written = self.disk.write(writes, Some(machine.marker_of(state))).await;
-        if let Err(error) = written {
-            let mut inner = self.machine.lock();
-            match &mut inner.frozen {
-                Some(frozen) => frozen.keys.extend(keys.drain()),
-                None => inner.changed.extend(keys.drain()),
-            }
-            return Err(error);
-        }
-        let metrics = &self.machine.metrics;
-        metrics.checkpoint_seconds.observe(start.elapsed().as_secs_f64());
-        if let Ok(bytes) = self.disk.engine().bytes_on_disk() {
-            metrics.db_bytes.set(bytes as i64);
-        }
-        tracing::debug!(keys = keys.len(), revision = state.space.revision.0, "checkpoint written");
-        let mut inner = self.machine.lock();
-        self.machine.checkpointed.send_replace(state.applied.map_or(0, |id| id.index));
-        inner.bytes_since_given_back += bytes;
-        if inner.bytes_since_given_back >= GIVE_BACK_AFTER_BYTES {
-            inner.bytes_since_given_back = 0;
-            self.machine.much_written.notify_one();
-        }
-        Ok(state.clone().snapshot())
-    }
 }

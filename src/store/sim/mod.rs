@@ -6,9 +6,10 @@
 //! saw for linearizability, `witness.rs` what watchers saw for gaps, order and repeats.
 
 mod chance;
+mod clock;
 pub(crate) mod disk;
 mod history;
 mod net;
-mod random;
+pub(crate) mod random;
 mod witness;
 mod world;

@@ -1,5 +1,5 @@
 //! A network that delays, holds up, breaks and doubles connections. Bytes of one stream keep their order, as TCP's do;
-//! streams overtake each other.
+//! streams overtake each other. What was said on a connection may be heard again later, in another order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,7 +13,13 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::sim::random::Random;
+use crate::wire::frame;
+use crate::wire::hello::{HELLO_BYTES, WireVersions};
+use crate::wire::message::Request;
 use crate::{PeerStream, Store, Transport};
+
+/// What is kept of a connection, to be said again.
+const HEARD_BYTES_MAX: usize = 256 << 10;
 
 #[derive(Default)]
 struct Wires {
@@ -115,7 +121,9 @@ impl Net {
         let (far, far_inner) = tokio::io::duplex(256 << 10);
         let (near_read, near_write) = tokio::io::split(near_inner);
         let (far_read, far_write) = tokio::io::split(far_inner);
-        for (mut reading, mut writing, from, to) in [(near_read, far_write, from, to), (far_read, near_write, to, from)]
+        let is_heard_again = self.random.chance(20);
+        for (mut reading, mut writing, from, to, mut heard) in
+            [(near_read, far_write, from, to, is_heard_again.then(Vec::new)), (far_read, near_write, to, from, None)]
         {
             let (net, stop, from, to) = (self.clone(), stop.clone(), from.to_string(), to.to_string());
             tokio::spawn(async move {
@@ -129,15 +137,76 @@ impl Net {
                             return io::Result::Ok(());
                         }
                         writing.write_all(&buffer[..read]).await?;
+                        if let Some(heard) = &mut heard
+                            && heard.len() < HEARD_BYTES_MAX
+                        {
+                            heard.extend_from_slice(&buffer[..read]);
+                        }
                     }
                 };
                 let _ = stop.run_until_cancelled(pump).await;
                 let _ = writing.shutdown().await;
                 stop.cancel();
+                if let Some(heard) = heard {
+                    net.say_again(&to, &heard).await;
+                }
             });
         }
         tokio::spawn(async move { server.serve_peer(far).await });
         Ok(Box::new(near))
+    }
+
+    /// Has whoever is at `to` by then hear what was said on a connection that has ended: what Raft asks, and reads. All else a
+    /// member says again by itself, when it means to.
+    async fn say_again(&self, to: &str, heard: &[u8]) {
+        let Some((hello, mut rest)) = heard.split_at_checked(HELLO_BYTES) else { return };
+        let mut messages = Vec::new();
+        // The last one may be cut off.
+        while let Ok(Some(frame)) = frame::read(&mut rest).await {
+            let request = Request::decode(WireVersions::NOW.newest, &frame.body).unwrap();
+            let of_raft = matches!(
+                request,
+                Request::Append(_)
+                    | Request::PreVote(_)
+                    | Request::Vote(_)
+                    | Request::TransferLeader(_)
+                    | Request::SnapshotBegin(_)
+                    | Request::SnapshotPart(_)
+                    | Request::SnapshotEnd(_)
+                    | Request::ReadIndex
+            );
+            if of_raft {
+                messages.push(frame);
+            }
+        }
+        let last = messages.len().saturating_sub(1 + self.random.below(40) as usize);
+        let mut messages = messages.split_off(last);
+        if self.random.chance(50) {
+            for place in (1..messages.len()).rev() {
+                messages.swap(place, self.random.below(place as u64 + 1) as usize);
+            }
+        }
+        tokio::time::sleep(self.random.between(Duration::ZERO, Duration::from_secs(3))).await;
+        let Some(server) = self.wires.lock().unwrap().servers.get(to).cloned() else { return };
+        let (mut near, far) = tokio::io::duplex(256 << 10);
+        tokio::spawn(async move { server.serve_peer(far).await });
+        if near.write_all(hello).await.is_err() {
+            return;
+        }
+        let (outgoing, frames) = frame::queue();
+        let stop = CancellationToken::new();
+        let (mut answers, writing) = tokio::io::split(near);
+        let write = tokio::spawn(frame::write(writing, frames, stop.clone()));
+        for message in messages {
+            // The other end may hang up.
+            let _ = outgoing.send(message).await;
+        }
+        // What is answered interests nobody.
+        let mut nowhere = tokio::io::sink();
+        let listen = tokio::io::copy(&mut answers, &mut nowhere);
+        let _ = tokio::time::timeout(Duration::from_secs(1), listen).await;
+        stop.cancel();
+        let _ = write.await;
     }
 
     /// For one process at `own`; it connects to nobody once `dead` is cancelled.

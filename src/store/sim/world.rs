@@ -1,6 +1,7 @@
 //! Runs one world: members, clients, and what breaks; then mends everything and looks whether all is as it has to be.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,30 +14,39 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::database::Database;
 use crate::disk::identity::{Identity, Marker, Standing};
 use crate::disk::thread::Disk;
 use crate::raft::SimulatedRuntime;
 use crate::raft::log::LogStore;
 use crate::raft::machine::Machine;
 use crate::sim::chance;
+use crate::sim::clock;
 use crate::sim::disk;
 use crate::sim::history::{Did, Operation, Value, is_linearizable};
 use crate::sim::net::Net;
 use crate::sim::random::Random;
 use crate::sim::witness::Witnesses;
 use crate::store::{Beginning, Opened, start};
-use crate::{ClusterId, CommitError, Config, Freshness, Metrics, Peer, Precondition, Revision, Snapshot, Store, Txn};
+use crate::{
+    ClusterId, CommitError, Config, Freshness, Metrics, Peer, Precondition, Revision, Snapshot, Store, Timing, Txn,
+};
 
 const CLUSTER: ClusterId = ClusterId(7);
 const KEYS: u64 = 4;
 const CLIENTS: usize = 4;
-/// What a client does before it leaves: no key gets more operations than `history.rs` takes.
+/// What a client does at most before it leaves: no key gets more operations than `history.rs` takes.
 const OPERATIONS_PER_CLIENT: u64 = 60;
-/// For how long things break.
-const TROUBLE: Duration = Duration::from_secs(12);
+/// For how long things break: mostly a few seconds, since many short worlds find more than few long ones.
+const TROUBLE: [Range<u64>; 10] = {
+    const SHORT: Range<u64> = 2..5;
+    const LONG: Range<u64> = 8..14;
+    [SHORT, SHORT, SHORT, SHORT, SHORT, 5..8, 5..8, 5..8, 5..8, LONG]
+};
 /// How long a mended group may take to be well.
 const RECOVERY: Duration = Duration::from_secs(60);
+/// Percents of their time that timers may take without harm to a group.
+const WELL: Range<u32> = 70..140;
+const VOTERS_MAX: usize = 7;
 
 struct Host {
     address: String,
@@ -45,6 +55,8 @@ struct Host {
     running: Option<(Store, CancellationToken)>,
     /// It was told to leave.
     removed: bool,
+    /// Its timers run so fast or slow that no group could hold together for long.
+    skewed: bool,
 }
 
 struct World {
@@ -56,6 +68,7 @@ struct World {
     history: Arc<Mutex<BTreeMap<u64, Vec<Operation>>>>,
     acknowledged: Arc<Mutex<Vec<(Revision, u64, Value)>>>,
     began: Instant,
+    in_trouble: bool,
     verbose: bool,
 }
 
@@ -71,6 +84,7 @@ impl World {
             history: Arc::default(),
             acknowledged: Arc::default(),
             began: Instant::now(),
+            in_trouble: false,
             verbose: std::env::var_os(SEED).is_some(),
         }
     }
@@ -84,7 +98,8 @@ impl World {
     fn host(&self) -> usize {
         let mut hosts = self.hosts.lock().unwrap();
         let address = format!("host-{}:1", hosts.len());
-        hosts.push(Host { address, machine: disk::Machine::default(), starts: 0, running: None, removed: false });
+        let machine = disk::Machine::new(self.random.clone());
+        hosts.push(Host { address, machine, starts: 0, running: None, removed: false, skewed: false });
         hosts.len() - 1
     }
 
@@ -102,8 +117,11 @@ impl World {
         let mut config = Config::new("/");
         config.free_bytes_min = 0;
         config.checkpoint_interval = self.random.between(Duration::from_millis(50), Duration::from_millis(800));
+        config.log_bytes_max = 50 + self.random.below(3000);
         config.log_entries_kept = self.random.below(20);
         config.timing.leader_timeout = Duration::from_secs(4);
+        let percent = self.timer_percent();
+        config.timing = run_at(config.timing, percent);
         config.peer = Some(Peer {
             name: address.clone(),
             address: address.clone(),
@@ -118,34 +136,31 @@ impl World {
                 let identity = Identity { cluster: CLUSTER.0, member: host as u64 + 1 };
                 let standing = if host == 0 { Standing::Member } else { Standing::Joining };
                 let marker = Marker { identity, checkpointed: 0, standing, closed: None };
-                platter.write_marker(&marker).unwrap();
+                platter.set_marker(&marker).unwrap();
                 let joins = Beginning::Join { cluster: CLUSTER, seeds };
                 (marker, if host == 0 { Beginning::Open } else { joins })
             }
         };
         assert_ne!(marker.standing, Standing::Removed, "{address} was removed and is started");
-        let random = self.random.clone();
-        let disk = Disk::start_in_task(Database::Simulated(platter), metrics.clone(), {
-            let machine = machine.clone();
-            move || {
-                let wait = random.between(Duration::from_micros(200), Duration::from_millis(3));
-                tokio::time::sleep(wait * machine.slowness())
-            }
-        });
-        let applied = Machine::open(&disk, &config, marker.identity, marker.standing, metrics.clone()).unwrap();
-        let log = LogStore::open(disk.clone(), applied.applied_index()).unwrap();
-        let recovered = applied.applied_index().load(std::sync::atomic::Ordering::Acquire);
+        let opened = open(platter, marker, &config, session, metrics.clone());
+        let recovered = opened.machine.applied_index().load(Ordering::Acquire);
         assert!(recovered >= marker.checkpointed, "{address} went back behind its marker");
-        if applied.membership().voter_ids().any(|voter| voter == marker.identity.member) {
-            applied.stands(Standing::Member);
-        }
-        let (_, closed) = oneshot::channel();
-        let opened = Opened { disk, closed, log, machine: applied, identity: marker.identity, session };
         let store = start(config, beginning, metrics, opened).await.unwrap();
-        self.say(|| format!("{address} starts, applied to {recovered}"));
+        self.say(|| format!("{address} starts, applied to {recovered}, timers at {percent} %"));
         self.net.serve(&address, &store);
         self.witnessing.spawn(self.witnesses.clone().watch(store.clone(), address));
-        self.hosts.lock().unwrap()[host].running = Some((store, dead));
+        let mut hosts = self.hosts.lock().unwrap();
+        hosts[host].skewed = !WELL.contains(&percent);
+        hosts[host].running = Some((store, dead));
+    }
+
+    /// How long the timers of a process take, of what they should.
+    fn timer_percent(&self) -> u32 {
+        match self.random.below(10) {
+            0 if self.in_trouble => 25 + self.random.below(276) as u32,
+            0..=2 => WELL.start + self.random.below(u64::from(WELL.end - WELL.start)) as u32,
+            _ => 100,
+        }
     }
 
     fn running(&self) -> Vec<(usize, Store)> {
@@ -159,9 +174,14 @@ impl World {
         let mut hosts = self.hosts.lock().unwrap();
         let host = &mut hosts[host];
         let Some((store, dead)) = host.running.take() else { return };
-        self.say(|| format!("{} loses power", host.address));
         dead.cancel();
-        host.machine.cut_power(&self.random);
+        let torn = host.machine.cut_power();
+        self.say(|| {
+            format!(
+                "{} loses power; {} of {} batches survive: {}",
+                host.address, torn.survived, torn.unsynced, torn.how
+            )
+        });
         self.net.stop_serving(&host.address);
         // What is left of it can reach neither disk nor network.
         tokio::spawn(store.shutdown());
@@ -192,15 +212,15 @@ impl World {
         }
     }
 
-    async fn trouble(&mut self) {
-        let until = Instant::now() + TROUBLE;
+    async fn trouble(&mut self, until: Instant) {
+        self.in_trouble = true;
         while Instant::now() < until {
             let pause = self.random.between(Duration::from_millis(20), Duration::from_millis(900));
             tokio::time::sleep(pause).await;
             let hosts = self.hosts.lock().unwrap().len() as u64;
             let any = self.random.below(hosts) as usize;
             let address = |host: usize| self.hosts.lock().unwrap()[host].address.clone();
-            match self.random.below(17) {
+            match self.random.below(19) {
                 0..=2 => self.crash(any),
                 3..=6 => self.start_one().await,
                 7 => {
@@ -236,10 +256,20 @@ impl World {
                 }
                 14 => {
                     let jump = self.random.between(Duration::from_millis(100), Duration::from_secs(3));
-                    self.say(|| format!("the clock jumps by {jump:?}"));
+                    self.say(|| format!("nobody gets to do anything for {jump:?}"));
                     tokio::time::advance(jump).await;
                 }
                 15 => self.change_members(any).await,
+                16 => {
+                    let stall = self.random.between(Duration::from_millis(500), Duration::from_secs(8));
+                    self.say(|| format!("the next sync of {} takes {stall:?} longer", address(any)));
+                    self.hosts.lock().unwrap()[any].machine.stall(stall);
+                }
+                17 => {
+                    let seconds = self.random.below(20_000_000) as i64 - 10_000_000;
+                    self.say(|| format!("the wall clock leaps to {seconds} s from the right time"));
+                    clock::leap(seconds);
+                }
                 _ => {
                     if self.random.chance(50) {
                         self.stop(any).await;
@@ -264,15 +294,23 @@ impl World {
     }
 
     async fn change_members(&mut self, any: usize) {
-        let voters = self.leader().map_or(0, |(_, leader)| leader.members().len());
-        if voters > 3 && any != 0 && self.random.chance(60) {
+        let members = self.leader().map_or(Vec::new(), |(_, leader)| leader.members());
+        let voters = members.len();
+        // One that was to leave may still count: of two such ones a small group would not recover. And one that is yet to join
+        // may be the last that there is room for.
+        let (all_left, wanted) = {
+            let hosts = self.hosts.lock().unwrap();
+            let all_left = members.iter().all(|member| !hosts[member.id as usize - 1].removed);
+            (all_left, hosts.iter().filter(|host| !host.removed).count())
+        };
+        if voters > 3 && all_left && any != 0 && self.random.chance(60) {
             let Some((_, leader)) = self.leader() else { return };
             self.say(|| format!("host {any} is to leave"));
             // Whatever comes of it, nobody starts it again.
             self.hosts.lock().unwrap()[any].removed = true;
             let _ = tokio::time::timeout(Duration::from_secs(2), leader.remove_member(any as u64 + 1)).await;
             self.crash(any);
-        } else if voters > 0 && voters < 5 {
+        } else if voters > 0 && voters.max(wanted) < VOTERS_MAX {
             let host = self.host();
             self.say(|| format!("host {host} joins"));
             self.start(host).await;
@@ -282,10 +320,19 @@ impl World {
     /// Nothing is broken any more, and everybody is there who should be.
     async fn mend(&mut self) {
         self.say(|| "all is mended".to_string());
+        self.in_trouble = false;
         self.net.mend();
         let hosts = self.hosts.lock().unwrap().len();
         for host in 0..hosts {
-            self.hosts.lock().unwrap()[host].machine.slow_down(1);
+            let skewed = {
+                let hosts = self.hosts.lock().unwrap();
+                hosts[host].machine.slow_down(1);
+                hosts[host].machine.stall(Duration::ZERO);
+                hosts[host].skewed
+            };
+            if skewed {
+                self.stop(host).await;
+            }
             let (running, removed) = {
                 let hosts = self.hosts.lock().unwrap();
                 (hosts[host].running.is_some(), hosts[host].removed)
@@ -374,6 +421,18 @@ impl World {
     }
 }
 
+/// As on a machine whose clock takes `percent` of the right time.
+fn run_at(timing: Timing, percent: u32) -> Timing {
+    let run = |time: Duration| time * percent / 100;
+    Timing {
+        heartbeat_interval: run(timing.heartbeat_interval),
+        election_timeout_min: run(timing.election_timeout_min),
+        election_timeout_max: run(timing.election_timeout_max),
+        connect_timeout: run(timing.connect_timeout),
+        leader_timeout: run(timing.leader_timeout),
+    }
+}
+
 fn put(key: &str, value: Value) -> Txn {
     Txn { puts: vec![(Bytes::copy_from_slice(key.as_bytes()), format!("{value}").into())], ..Txn::default() }
 }
@@ -396,8 +455,11 @@ fn value(snapshot: &Snapshot, key: u64) -> (Value, Option<Revision>) {
 }
 
 impl Client {
-    async fn run(self) {
+    async fn run(self, until: Instant) {
         for n in 1..=OPERATIONS_PER_CLIENT {
+            if Instant::now() > until {
+                return;
+            }
             let pause = self.random.between(Duration::ZERO, Duration::from_millis(400));
             tokio::time::sleep(pause).await;
             let store = {
@@ -474,15 +536,35 @@ impl Client {
     }
 }
 
+/// What is opened of a member on a simulated disk.
+fn open(platter: disk::Platter, marker: Marker, config: &Config, session: u64, metrics: Metrics) -> Opened {
+    let identity = marker.identity;
+    let disk = Disk::start_simulated(platter, metrics.clone());
+    let machine = Machine::open(&disk, config, identity, marker.standing, metrics).unwrap();
+    let log = LogStore::open(disk.clone(), machine.applied_index()).unwrap();
+    if machine.membership().voter_ids().any(|voter| voter == identity.member) {
+        machine.stands(Standing::Member);
+    }
+    let (_, closed) = oneshot::channel();
+    Opened { disk, closed, log, machine, identity, session }
+}
+
 async fn live(seed: u64) {
     let mut world = World::new(seed);
-    let members = if world.random.chance(30) { 5 } else { 3 };
+    let members = match world.random.below(10) {
+        0 => 7,
+        1..=3 => 5,
+        _ => 3,
+    };
     world.found(members).await;
+    let seconds = TROUBLE[world.random.below(10) as usize].clone();
+    let until =
+        Instant::now() + world.random.between(Duration::from_secs(seconds.start), Duration::from_secs(seconds.end));
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
-        clients.spawn(world.client(number).run());
+        clients.spawn(world.client(number).run(until));
     }
-    world.trouble().await;
+    world.trouble(until).await;
     world.mend().await;
     while let Some(ended) = clients.join_next().await {
         ended.unwrap();
@@ -517,7 +599,7 @@ fn replay(seed: u64) -> Output {
 }
 
 const SEED: &str = "MUSSEL_SIM_SEED";
-const WORLDS: u64 = 100;
+const WORLDS: u64 = 1000;
 
 /// `MUSSEL_SIM_SEED` replays one world, and tells what happens in it; `MUSSEL_SIM_WORLDS` sets how many there are,
 /// `MUSSEL_SIM_FIRST` the first seed.
@@ -569,4 +651,36 @@ fn a_world_replays_exactly() {
         assert!(once.len() > 10, "{once:?}");
         assert_eq!(once, again, "world {seed}");
     }
+}
+
+/// openraft drops what it is asked for while it has not heard of the last checkpoint's end, of which the store has heard.
+#[test]
+fn a_checkpoint_that_raft_dropped_is_asked_for_again() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(SimulatedRuntime::scope(1, async {
+        let mut config = Config::new("/");
+        config.free_bytes_min = 0;
+        config.log_bytes_max = 1;
+        let metrics = Metrics::default();
+        let marker = Marker {
+            identity: Identity { cluster: CLUSTER.0, member: 1 },
+            checkpointed: 0,
+            standing: Standing::Member,
+            closed: None,
+        };
+        let platter = disk::Machine::new(Random::new(1)).open();
+        let opened = open(platter, marker, &config, 1, metrics.clone());
+        opened.machine.lets_raft_wait(Duration::from_secs(1));
+        let store = start(config, Beginning::Open, metrics, opened).await.unwrap();
+        for n in 0..20 {
+            store.commit(put("/k", n)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        // Of the last state but one that was frozen.
+        let mut checkpointed = store.shared.machine.checkpointed();
+        let last = store.status().await.last_log_index;
+        let reached = checkpointed.wait_for(|index| *index + 2 >= last);
+        tokio::time::timeout(Duration::from_secs(30), reached).await.expect("no checkpoint is made any more").unwrap();
+        store.shutdown().await;
+    }));
 }

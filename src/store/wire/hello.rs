@@ -16,6 +16,9 @@ use crate::{ClusterId, MemberId};
 
 const MAGIC: &[u8; 8] = b"MUSSELST";
 
+/// What the caller says.
+pub(crate) const HELLO_BYTES: usize = 8 + 4 + 16 + 8 + 8;
+
 /// Instead of a member's id: whoever answers.
 pub(crate) const ANYBODY: MemberId = 0;
 
@@ -159,7 +162,7 @@ pub(crate) async fn answer(
     own: Answerer,
     is_removed: impl FnOnce(MemberId) -> bool,
 ) -> Result<Agreed, HelloError> {
-    let mut words = [0; 8 + 4 + 16 + 8 + 8];
+    let mut words = [0; HELLO_BYTES];
     stream.read_exact(&mut words).await?;
     let mut rest = &words[..];
     take_magic(&mut rest)?;

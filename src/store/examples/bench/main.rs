@@ -16,6 +16,7 @@
 
 mod etcd;
 mod measure;
+mod objects;
 mod target;
 
 use std::io::BufRead;

@@ -8,12 +8,11 @@ use bytes::Bytes;
 use tokio::process::Command;
 
 use crate::Failure;
+use crate::objects::{OBJECT_BYTES, lease, pod, renewal};
 use crate::target::Target;
 
-const SMALL_BYTES: usize = 512;
 const RUN: Duration = Duration::from_secs(5);
 const KEYS: u64 = 100_000;
-const OBJECT_BYTES: usize = 2048;
 const CHURN: u64 = 1_000_000;
 const LOADERS: u64 = 256;
 
@@ -34,7 +33,7 @@ pub async fn writes(target: &Target) -> Result<(), Failure> {
 pub async fn reads(target: &Target) -> Result<(), Failure> {
     let mut filler = target.clone();
     for n in 0..100 {
-        filler.put(format!("/read/{n}").into(), Bytes::from(vec![1; SMALL_BYTES])).await?;
+        filler.put(format!("/read/{n}").into(), lease(n)).await?;
     }
     for clients in CLIENTS {
         concurrently("reads", target, clients).await?;
@@ -56,7 +55,7 @@ async fn concurrently(what: &'static str, target: &Target, clients: u64) -> Resu
                     let began = Instant::now();
                     if what == "writes" {
                         let key = format!("/bench/{client}/{}", n % 100);
-                        target.put(key.into(), Bytes::from(vec![n as u8; SMALL_BYTES])).await?;
+                        target.put(key.into(), lease(client << 32 | n)).await?;
                     } else {
                         target.get(format!("/read/{}", (client + n) % 100).into()).await?;
                     }
@@ -107,7 +106,7 @@ async fn load(what: &str, target: &Target, count: u64) -> Result<(), Failure> {
                         return Ok::<_, Failure>(());
                     }
                     let key = format!("/registry/pods/default/object-{:06}", n * 61_843 % KEYS);
-                    target.put(key.into(), value(n)).await?;
+                    target.put(key.into(), pod(n)).await?;
                 }
             })
         })
@@ -122,59 +121,6 @@ async fn load(what: &str, target: &Target, count: u64) -> Result<(), Failure> {
         count * OBJECT_BYTES as u64
     );
     Ok(())
-}
-
-/// 2 KiB that look like a pod: much of it is the same in all, and names, ids, times and addresses are not.
-fn value(seed: u64) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let mut value = String::with_capacity(OBJECT_BYTES);
-    value.push_str(
-        r#"{"apiVersion":"v1","kind":"Pod","metadata":{"namespace":"default","generateName":"object-","name":""#,
-    );
-    value.push_str(&format!(
-        r#"object-{:08x}","uid":"{:08x}-{:016x}","creationTimestamp":"2026-11-{:02}T{:02}:{:02}:{:02}Z","labels":{{"app":"object","pod-template-hash":"{:08x}"}}"#,
-        random() as u32,
-        random() as u32,
-        random(),
-        random() % 30 + 1,
-        random() % 24,
-        random() % 60,
-        random() % 60,
-        random() as u32,
-    ));
-    value.push_str(r#","ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"object","controller":true,"blockOwnerDeletion":true,"uid":""#);
-    value.push_str(&format!(r#"{:016x}"}}]}},"spec":{{"nodeName":"node-{}","containers":["#, random(), random() % 100));
-    let mut container = 0;
-    while value.len() < OBJECT_BYTES - 600 {
-        value.push_str(&format!(
-            r#"{{"name":"c{container}","image":"registry.example.com/team/object@sha256:{:016x}{:016x}","imagePullPolicy":"IfNotPresent","resources":{{"requests":{{"cpu":"{}m","memory":"{}Mi"}}}},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File","env":[{{"name":"TOKEN","value":"{:016x}"}}]}},"#,
-            random(),
-            random(),
-            random() % 1000,
-            random() % 512,
-            random(),
-        ));
-        container += 1;
-    }
-    value.push_str(&format!(
-        r#"],"restartPolicy":"Always","dnsPolicy":"ClusterFirst"}},"status":{{"phase":"Running","podIP":"10.42.{}.{}","startTime":"2026-11-26T12:{:02}:{:02}Z","note":""#,
-        random() % 256,
-        random() % 256,
-        random() % 60,
-        random() % 60,
-    ));
-    while value.len() < OBJECT_BYTES - 3 {
-        value.push(char::from(b'a' + (random() % 26) as u8));
-    }
-    value.push_str(r#""}}"#);
-    assert_eq!(value.len(), OBJECT_BYTES);
-    value.into()
 }
 
 /// How long until all of 1,000 watchers have what concerns them: half of them watch what is written, half other things.
@@ -194,7 +140,7 @@ pub async fn watch(target: &Target) -> Result<(), Failure> {
     let start = Instant::now();
     let mut writer = target.clone();
     for n in 0..COMMITS {
-        writer.put(format!("/watched/{}", n % 50).into(), value(n)).await?;
+        writer.put(format!("/watched/{}", n % 50).into(), pod(n)).await?;
     }
     let written = start.elapsed().as_secs_f64();
     for task in waiting {
@@ -221,15 +167,7 @@ pub async fn idle(target: &Target) -> Result<(), Failure> {
         if n == WARM_UP {
             before = written_bytes()?;
         }
-        let lease = format!(
-            r#"{{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{{"name":"node-1","namespace":"kube-node-lease","uid":"2f1c4c52-6f0c-4f5a-9a53-0d5e9a3f7c11","creationTimestamp":"2026-11-26T15:00:00Z","ownerReferences":[{{"apiVersion":"v1","kind":"Node","name":"node-1","uid":"8d0f2a7e-31a4-4e52-b1a7-5e0f4f3f9a20"}}],"managedFields":[{{"manager":"mussel","operation":"Update","apiVersion":"coordination.k8s.io/v1","time":"2026-11-26T15:{:02}:{:02}Z","fieldsType":"FieldsV1"}}]}},"spec":{{"holderIdentity":"node-1","leaseDurationSeconds":40,"renewTime":"2026-11-26T15:{:02}:{:02}.{:06}Z"}}}}"#,
-            n / 6 % 60,
-            n * 10 % 60,
-            n / 6 % 60,
-            n * 10 % 60,
-            n * 7919 % 1_000_000,
-        );
-        writer.put("/registry/leases/kube-node-lease/node-1".into(), lease.into()).await?;
+        writer.put("/registry/leases/kube-node-lease/node-1".into(), renewal(n)).await?;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let bytes = (written_bytes()? - before) / RENEWALS;
@@ -248,7 +186,7 @@ fn written_bytes() -> Result<u64, Failure> {
 pub async fn failover(target: &Target, leader: &str) -> Result<(), Failure> {
     let mut writer = target.clone();
     for n in 0..200u64 {
-        writer.put("/failover".into(), value(n)).await?;
+        writer.put("/failover".into(), pod(n)).await?;
     }
     let start = Instant::now();
     if !Command::new("kill").args(["-9", leader]).status().await?.success() {
@@ -262,7 +200,7 @@ pub async fn failover(target: &Target, leader: &str) -> Result<(), Failure> {
             for n in 0u64.. {
                 let (mut writer, acknowledged) = (target.clone(), acknowledged.clone());
                 tokio::spawn(async move {
-                    if writer.put(format!("/failover/{n}").into(), value(n)).await.is_ok() {
+                    if writer.put(format!("/failover/{n}").into(), pod(n)).await.is_ok() {
                         let _ = acknowledged.try_send(Instant::now());
                     }
                 });

@@ -156,3 +156,40 @@ async fn a_join_survives_a_crash_and_a_change_of_leaders() {
     assert!(Store::has_data(&dir).unwrap());
     lab.agree().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_tells_who_lags_and_how_large_the_database_is() {
+    const WRITES: u64 = 40;
+    let lab = Lab::with(3).await;
+    let leader = lab.leader().await;
+    let follower = lab.follower().await;
+    let member = lab.store(follower).member_id();
+    let seen = async || {
+        let status = lab.store(leader).status().await;
+        status.members.into_iter().find(|found| found.id == member).unwrap()
+    };
+    lab.net.cut(&lab.hosts[follower].address);
+    for n in 0..WRITES {
+        lab.store(leader).commit(put("/k", vec![n as u8; 30_000])).await.unwrap();
+    }
+    let cut_off = eventually("it is not reached", async || {
+        let found = seen().await;
+        (found.reachable == Some(false)).then_some(found)
+    })
+    .await;
+    assert!(cut_off.lag_entries.is_some_and(|lag| lag >= WRITES), "{cut_off:?}");
+
+    lab.net.mend(&lab.hosts[follower].address);
+    eventually("it has caught up", async || {
+        let found = seen().await;
+        (found.reachable == Some(true) && found.lag_entries == Some(0)).then_some(())
+    })
+    .await;
+    lab.agree().await;
+    for host in lab.running() {
+        let status = lab.store(host).status().await;
+        let file = lab.hosts[host].dir.path().join("sled/db").metadata().unwrap().len();
+        // The engine counts its small files, too.
+        assert!(status.db_bytes >= file && status.db_bytes < file + (1 << 20), "{} of {file}", status.db_bytes);
+    }
+}

@@ -179,3 +179,50 @@ async fn the_whole_group_comes_back() {
     lab.start(0).await;
     lab.agree().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seven_members_bear_the_loss_of_three_and_not_of_four() {
+    let mut lab = Lab::adjusted(7, |_, mut config| {
+        config.timing.leader_timeout = Duration::from_secs(5);
+        config
+    })
+    .await;
+    lab.store(6).commit(put("/k", "all")).await.unwrap();
+    // The leader, and two others.
+    let leader = lab.leader().await;
+    let others: Vec<_> = lab.running().filter(|host| *host != leader).collect();
+    for host in [leader, others[0], others[1]] {
+        lab.crash(host).await;
+    }
+    for host in &others[2..] {
+        let written = soon("four are enough", lab.store(*host).commit(put("/k", format!("{host}")))).await;
+        written.unwrap();
+        let read = get(lab.store(*host), "/k", Freshness::Linearizable).await.unwrap();
+        assert_eq!(read, format!("{host}"));
+    }
+    let revision = lab.store(others[2]).revision();
+
+    lab.crash(others[2]).await;
+    for host in &others[3..] {
+        let store = lab.store(*host);
+        let (write, read) = soon("three give up", async {
+            tokio::join!(store.commit(put("/lost", "x")), store.snapshot(Freshness::Linearizable))
+        })
+        .await;
+        assert!(matches!(write, Err(CommitError::Unknown | CommitError::NoLeader)), "{write:?}");
+        assert!(matches!(read, Err(ReadError::NoLeader)), "{read:?}");
+        assert_eq!(get(store, "/k", Freshness::Local).await.unwrap(), format!("{}", others[5]));
+    }
+
+    lab.start(others[2]).await;
+    let back = eventually("it is four again", async || lab.store(others[3]).commit(put("/k", "back")).await.ok()).await;
+    // What had no answer may have been applied; nothing that had one is missing.
+    assert!(back > revision);
+    for host in [leader, others[0], others[1]] {
+        lab.start(host).await;
+    }
+    lab.agree().await;
+    for host in lab.running() {
+        assert_eq!(get(lab.store(host), "/k", Freshness::Local).await.unwrap(), "back");
+    }
+}

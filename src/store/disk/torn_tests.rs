@@ -1,0 +1,146 @@
+//! What a power cut may make of a batch that was being written: any of its sectors may be on disk or not, or hold garbage.
+//! The engine has to find the batch whole or not at all, and all before it. `MUSSEL_STORE_TORN_ROUNDS` sets how often.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use crate::disk::engine::{Engine, SEGMENT_BYTES, Space, Writes};
+use crate::disk::inspect;
+use crate::disk::lock::DirLock;
+use crate::sim::random::Random;
+
+const SECTOR_BYTES: usize = 512;
+const ROUNDS: &str = "MUSSEL_STORE_TORN_ROUNDS";
+
+type Records = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn open(dir: &Path) -> Engine {
+    Engine::open(dir, 1 << 20, DirLock::take(dir).unwrap()).unwrap().0
+}
+
+fn records(engine: &Engine) -> Records {
+    engine.scan(Space::State, b"").map(Result::unwrap).collect()
+}
+
+/// Mostly small ones, as entries of a log are; some long ones, as checkpoints are, which do not fit a segment's rest.
+fn batch(random: &Random, records: &mut Records) -> Writes {
+    let mut writes = Writes::default();
+    let (count, bytes_max) = match random.below(8) {
+        0 => (1 + random.below(60), 6000),
+        _ => (1 + random.below(4), 1500),
+    };
+    for _ in 0..count {
+        let key = format!("/k/{}", random.below(200)).into_bytes();
+        if random.chance(20) {
+            writes.remove(Space::State, &key);
+            records.remove(&key);
+        } else {
+            let value: Vec<u8> = (0..random.below(bytes_max)).map(|_| random.next() as u8).collect();
+            writes.put(Space::State, &key, value.clone());
+            records.insert(key, value);
+        }
+    }
+    writes
+}
+
+/// What is on disk, of what was there before and what was written over it. Garbage is only where something else was written:
+/// a sector that ends an older batch and begins this one still ends the older one. One with the header of a segment is as it
+/// was or as it was to be, as disks write sectors.
+fn tear(before: &[u8], after: &[u8], random: &Random) -> Vec<u8> {
+    let mut torn = after.to_vec();
+    if random.chance(30) && before.len() < after.len() {
+        torn.truncate(before.len());
+    }
+    let keeps = [0, 10, 50, 90, 100][random.below(5) as usize];
+    let garbage = random.chance(30);
+    let up_to = random.chance(50).then(|| random.below(40));
+    let mut written = 0;
+    for (number, sector) in torn.chunks_mut(SECTOR_BYTES).enumerate() {
+        let from = number * SECTOR_BYTES;
+        let old = before.get(from..).map_or(&[][..], |rest| &rest[..rest.len().min(sector.len())]);
+        if old == &*sector {
+            continue;
+        }
+        written += 1;
+        // In the order of the writes, or in none.
+        let is_kept = match up_to {
+            Some(up_to) => written <= up_to,
+            None => random.chance(keeps),
+        };
+        if is_kept {
+            continue;
+        }
+        let is_garbage = garbage && !from.is_multiple_of(SEGMENT_BYTES) && random.chance(20);
+        for (place, byte) in sector.iter_mut().enumerate() {
+            let before = old.get(place).copied().unwrap_or(0);
+            if *byte != before {
+                *byte = if is_garbage { random.next() as u8 } else { before };
+            }
+        }
+    }
+    torn
+}
+
+#[test]
+fn a_torn_batch_is_found_and_dropped_whole() {
+    let rounds = std::env::var(ROUNDS).map_or(12, |rounds| rounds.parse().unwrap());
+    let (mut whole, mut dropped, mut crossed) = (0, 0, 0);
+    for seed in 0..rounds {
+        let random = Random::new(seed);
+        let work = tempfile::tempdir().unwrap();
+        let (running, left) = (work.path().join("running"), work.path().join("left"));
+        fs::create_dir_all(&running).unwrap();
+        let db = |dir: &Path| dir.join("sled/db");
+        let engine = open(&running);
+        let mut now = Records::new();
+        for _ in 0..random.below(60) {
+            engine.write(&batch(&random, &mut now)).unwrap();
+        }
+        // After each: what a crash in the middle of it may leave.
+        for _ in 0..6 {
+            let (old, before) = (now.clone(), fs::read(db(&running)).unwrap());
+            engine.write(&batch(&random, &mut now)).unwrap();
+            let after = fs::read(db(&running)).unwrap();
+            crossed += usize::from(before.len() / SEGMENT_BYTES != after.len() / SEGMENT_BYTES);
+            for _ in 0..4 {
+                let _ = fs::remove_dir_all(&left);
+                fs::create_dir_all(left.join("sled/blobs")).unwrap();
+                for file in fs::read_dir(running.join("sled")).unwrap().map(Result::unwrap) {
+                    if file.file_type().unwrap().is_file() {
+                        fs::copy(file.path(), left.join("sled").join(file.file_name())).unwrap();
+                    }
+                }
+                fs::write(db(&left), tear(&before, &after, &random)).unwrap();
+                if let Err(error) = inspect::inspect(&db(&left), &left, true) {
+                    panic!("seed {seed}: a torn end is taken for damage: {error}");
+                }
+                let opened = open(&left);
+                let found = records(&opened);
+                if found == now {
+                    whole += 1;
+                } else if found == old {
+                    dropped += 1;
+                } else {
+                    let kept = |records: &Records| {
+                        records.iter().filter(|(key, value)| found.get(*key) == Some(value)).count()
+                    };
+                    panic!(
+                        "seed {seed}: {} records, {} of {} old ones and {} of {} new ones",
+                        found.len(),
+                        kept(&old),
+                        old.len(),
+                        kept(&now),
+                        now.len()
+                    );
+                }
+                // It goes on from there.
+                let mut more = found;
+                opened.write(&batch(&random, &mut more)).unwrap();
+                drop(opened);
+                assert!(records(&open(&left)) == more, "seed {seed}: the next batch is not there");
+            }
+        }
+    }
+    assert!(whole > 0 && dropped > 0 && crossed > 0, "{whole} whole, {dropped} dropped, {crossed} crossed a segment");
+}
