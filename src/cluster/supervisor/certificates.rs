@@ -20,6 +20,9 @@ impl Supervisor {
         request: http::Request<Body>,
     ) -> Result<Response, Status> {
         let (parts, body) = request.into_parts();
+        // Before any refusal: some HTTP/2 clients take an answer that comes before their body is read for a broken stream.
+        let csr = Limited::new(body, REQUEST_BYTES_MAX).collect().await;
+        let csr = csr.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?.to_bytes();
         let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let node = header(protocol::NODE_NAME_HEADER);
         let wrong = mussel_api::names::is_dns1123_subdomain(node);
@@ -41,8 +44,6 @@ impl Supervisor {
         // Nor their addresses; two sites may have the same private ones, so that is no reason to refuse.
         let servers = self.server_ips();
         ips.retain(|ip| !reserved.ip_addresses.contains(ip) && !servers.contains(ip) && !ip.is_loopback());
-        let csr = Limited::new(body, REQUEST_BYTES_MAX).collect().await;
-        let csr = csr.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?.to_bytes();
         let (_, client) = self.api()?;
         node_password::ensure(client, node, header(protocol::NODE_PASSWORD_HEADER)).await.map_err(password_status)?;
         let signed = self.0.config.pki.sign(&leaf(certificate, node, ips), &csr).map_err(|error| match error {
