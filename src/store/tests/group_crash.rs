@@ -192,7 +192,8 @@ impl Member {
             .env("MUSSEL_STORE_TEST_GROUP_ADDRESS", relay.address.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            // Why one that should be there is not.
+            .stderr(Stdio::inherit());
         if let Some((cluster, seed)) = join {
             command.env("MUSSEL_STORE_TEST_GROUP_CLUSTER", cluster).env("MUSSEL_STORE_TEST_GROUP_SEED", seed);
         }
