@@ -1,6 +1,6 @@
 //! The handle that others hold. `opening.rs` opens what is on disk, `start.rs` starts what works on it.
 
-mod opening;
+pub(crate) mod opening;
 mod start;
 
 use std::io;
@@ -250,7 +250,7 @@ impl Store {
         let disk = shared.disk.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(disk) = disk {
             // It waits for a write that is under way.
-            let reading = tokio::task::spawn_blocking(move || disk.engine().bytes_on_disk());
+            let reading = tokio::task::spawn_blocking(move || disk.bytes_on_disk());
             if let Ok(Ok(Ok(bytes))) = tokio::time::timeout(SIZE_TIMEOUT, reading).await {
                 shared.metrics.db_bytes.set(bytes as i64);
             }

@@ -17,12 +17,12 @@ use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker, Standing};
 use crate::disk::lock::DirLock;
 use crate::disk::records::{self, Checkpoint};
-use crate::disk::swap;
-use crate::disk::thread::Disk;
+use crate::disk::{journal, swap};
 use crate::mvcc;
 use crate::raft::log::LogStore;
 use crate::raft::machine::{CHECKPOINT, Machine};
 use crate::raft::{LeaderId, LogId, Member, Vote};
+use crate::store::opening;
 use crate::{Config, Metrics, OpenError, Revision, Versioned};
 
 /// How far revisions jump: beyond any that the cluster can have handed out since, so that whoever still knows one of those
@@ -100,20 +100,24 @@ pub enum RestoreError {
 fn newest(dir: &Path, identity: Identity) -> Result<mvcc::Snapshot, RestoreError> {
     let read = |source| RestoreError::Read { dir: dir.to_path_buf(), source };
     let (engine, closed) = Engine::open(dir, CACHE_BYTES, DirLock::take(dir)?)?;
-    let disk = Disk::start(Database::Engine(Box::new(engine)), dir.to_path_buf(), Metrics::default()).map_err(read)?;
-    let opened = Machine::open(&disk, &Config::new(dir), identity, Standing::Member, Metrics::default());
-    let replayed = opened.and_then(|machine| {
-        LogStore::open(disk.clone(), machine.applied_index())?;
-        for record in disk.engine().scan(Space::Log, &[]) {
-            let (_, record) = record?;
-            machine.replay(&records::decode_entry(&record)?);
+    let replay = |database: Database| -> Result<mvcc::Snapshot, RestoreError> {
+        let machine = Machine::open(&database, &Config::new(dir), identity, Standing::Member, Metrics::default());
+        let machine = machine.map_err(read)?;
+        let has_journal = identity::has_journal(dir).map_err(read)?;
+        let journal = opening::open_journal(dir, &database, &machine, identity, has_journal)?;
+        let Some(last) = journal.last() else { return Ok(machine.newest()) };
+        let after = machine.applied_id().map_or(0, |id| id.index + 1);
+        for index in after.max(journal.start().map_or(0, |id| id.index + 1))..=last.index {
+            if let Some(entry) = journal.read(index).map_err(read)? {
+                machine.replay(&records::decode_entry(&entry).map_err(read)?);
+            }
         }
         Ok(machine.newest())
-    });
-    drop(disk);
+    };
+    let replayed = replay(Database::Engine(Box::new(engine)));
     // It resolves by being dropped: the directory is free again.
     let _ = closed.blocking_recv();
-    replayed.map_err(read)
+    replayed
 }
 
 /// Has `make` fill a fresh directory, and puts it into the place of `dir`.
@@ -224,10 +228,11 @@ impl Founding {
         let checkpoint = Checkpoint { applied: Some(log_id), membership, revision, keys, digest };
         let mut finish = || -> io::Result<()> {
             writes.put(Space::Meta, CHECKPOINT, records::encode_checkpoint(&checkpoint)?);
-            LogStore::found(&mut writes, log_id, &Vote { leader_id, committed: true })?;
+            LogStore::found(&mut writes, &Vote { leader_id, committed: true })?;
             identity.record(&mut writes);
             engine.write(&writes)?;
             identity::sync_dir(&dir.join("sled"))?;
+            journal::create(&dir)?;
             identity::write(
                 &dir,
                 &Marker { identity, checkpointed: log_id.index, standing: Standing::Member, closed: None },

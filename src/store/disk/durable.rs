@@ -90,15 +90,24 @@ pub(crate) fn forget_cached(file: &File) {
 /// # Errors
 /// When there is no room, or the file system cannot do that. The file is as good as it was.
 pub(crate) fn reserve_segment(file: &File) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     let length = file.metadata()?.len();
     let missing = length.next_multiple_of(SEGMENT_BYTES as u64) - length;
-    if missing == 0 {
-        return Ok(());
+    if missing == 0 { Ok(()) } else { allocate(file, length, missing) }
+}
+
+/// As long as `bytes` from now on, with room for them where the file system can take it ahead.
+pub(crate) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    match allocate(file, 0, bytes) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => file.set_len(bytes),
+        answer => answer,
     }
+}
+
+fn allocate(file: &File, from: u64, bytes: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
     let range = |number: u64| libc::off64_t::try_from(number).map_err(io::Error::other);
     // SAFETY: the call takes no memory of ours, and leaves what the file holds as it is.
-    match unsafe { libc::fallocate64(file.as_raw_fd(), 0, range(length)?, range(missing)?) } {
+    match unsafe { libc::fallocate64(file.as_raw_fd(), 0, range(from)?, range(bytes)?) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

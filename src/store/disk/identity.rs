@@ -13,8 +13,10 @@ use crate::{OpenError, next_version};
 
 pub(crate) const RECORD: &[u8] = b"identity";
 
-/// The layouts of the directory that this version reads. It writes the newest. 3: values may be compressed.
-const FORMATS: RangeInclusive<u32> = 2..=3;
+/// The layouts of the directory that this version reads. It writes the newest. 3: values may be compressed. 4: the log has
+/// files of its own.
+const FORMATS: RangeInclusive<u32> = 2..=4;
+const JOURNAL_SINCE: u32 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -117,6 +119,13 @@ fn format() -> u32 {
     *next_version::formats(FORMATS).end()
 }
 
+/// Whether the layout is one whose log has files of its own.
+pub(crate) fn has_journal(dir: &Path) -> io::Result<bool> {
+    let text = fs::read_to_string(path(dir))?;
+    let format = text.lines().find_map(|line| line.strip_prefix("format=")?.parse::<u32>().ok());
+    Ok(format.is_some_and(|format| format >= JOURNAL_SINCE))
+}
+
 /// Has older versions refuse a directory that they could read until now. On disk when this returns.
 pub(crate) fn upgrade(dir: &Path, marker: &Marker) -> io::Result<()> {
     let format = format();
@@ -179,11 +188,13 @@ mod tests {
         };
         write(dir.path(), &marker).unwrap();
         let now = fs::read_to_string(path(dir.path())).unwrap();
-        fs::write(path(dir.path()), now.replace("format=3", "format=2")).unwrap();
+        fs::write(path(dir.path()), now.replace("format=4", "format=2")).unwrap();
         let found = read(dir.path()).unwrap().unwrap();
         assert_eq!(found, marker);
+        assert!(!has_journal(dir.path()).unwrap());
         upgrade(dir.path(), &found).unwrap();
         assert_eq!(fs::read_to_string(path(dir.path())).unwrap(), now);
+        assert!(has_journal(dir.path()).unwrap());
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! Everything that touches the disk: the database behind a narrow type, the thread that writes it, the files beside it.
+//! Everything that touches the disk: the log in files of its own, the database behind a narrow type, the threads that write
+//! them, the files beside them.
 //!
-//! `engine.rs` is the only place that knows sled. `thread.rs` gives all its writes one order and one fsync per batch.
+//! `journal` is Raft's log. `engine.rs` is the only place that knows sled, which has the state. `thread.rs` gives the writes
+//! of each one order, and one fsync to all that wait.
 
 pub(crate) mod database;
 pub(crate) mod durable;
 pub(crate) mod engine;
 pub(crate) mod identity;
 pub(crate) mod inspect;
+pub(crate) mod journal;
 #[cfg(any(panic = "abort", test))]
 mod last_words;
 pub(crate) mod lock;

@@ -47,7 +47,7 @@ fn batch(random: &Random, records: &mut Records) -> Writes {
 /// What is on disk, of what was there before and what was written over it. Garbage is only where something else was written:
 /// a sector that ends an older batch and begins this one still ends the older one. One with the header of a segment is as it
 /// was or as it was to be, as disks write sectors.
-fn tear(before: &[u8], after: &[u8], random: &Random) -> Vec<u8> {
+pub(crate) fn tear(before: &[u8], after: &[u8], segment_bytes: usize, random: &Random) -> Vec<u8> {
     let mut torn = after.to_vec();
     if random.chance(30) && before.len() < after.len() {
         torn.truncate(before.len());
@@ -71,7 +71,7 @@ fn tear(before: &[u8], after: &[u8], random: &Random) -> Vec<u8> {
         if is_kept {
             continue;
         }
-        let is_garbage = garbage && !from.is_multiple_of(SEGMENT_BYTES) && random.chance(20);
+        let is_garbage = garbage && !from.is_multiple_of(segment_bytes) && random.chance(20);
         for (place, byte) in sector.iter_mut().enumerate() {
             let before = old.get(place).copied().unwrap_or(0);
             if *byte != before {
@@ -111,7 +111,7 @@ fn a_torn_batch_is_found_and_dropped_whole() {
                         fs::copy(file.path(), left.join("sled").join(file.file_name())).unwrap();
                     }
                 }
-                fs::write(db(&left), tear(&before, &after, &random)).unwrap();
+                fs::write(db(&left), tear(&before, &after, SEGMENT_BYTES, &random)).unwrap();
                 if let Err(error) = inspect::inspect(&db(&left), &left, true) {
                     panic!("seed {seed}: a torn end is taken for damage: {error}");
                 }

@@ -1,4 +1,4 @@
-//! Raft's log and vote, on the disk thread.
+//! Raft's log and vote.
 //!
 //! The newest entries stay in memory: the state machine reads each once, right after it became durable, and shares its
 //! bytes. Older ones are only read at start and by members that lag.
@@ -19,7 +19,6 @@ use crate::disk::thread::Disk;
 use crate::raft::{Entry, LogId, Payload, Types, Vote};
 
 const VOTE: &[u8] = b"vote";
-const PURGED: &[u8] = b"purged";
 
 /// Entries beyond this are read from disk when they are wanted again.
 const CACHE_BYTES_MAX: usize = 512 << 10;
@@ -48,34 +47,17 @@ struct Inner {
 }
 
 impl LogStore {
-    /// Reads what the database has, and checks that the log has no hole.
+    /// What is on disk.
     pub(crate) fn open(disk: Disk, applied: Arc<AtomicU64>) -> io::Result<Self> {
-        let engine = disk.engine();
-        let vote = engine.get(Space::Meta, VOTE)?.map(|record| records::decode_vote(&record)).transpose()?;
-        let purged = engine.get(Space::Meta, PURGED)?.map(|record| records::decode_log_id(&record)).transpose()?;
-        let mut last = purged;
-        for record in engine.scan(Space::Log, &[]) {
-            let (key, record) = record?;
-            let entry = records::decode_entry(&record)?;
-            let index = entry.log_id.index;
-            if key != index.to_be_bytes() {
-                return Err(invalid(format!("log entry {index} is not where it belongs")));
-            }
-            // The purge mark is written together with the removal, so that nothing older can be there.
-            let expected = last.map(|last: LogId| last.index + 1);
-            if expected.is_some_and(|expected| expected != index) {
-                return Err(invalid(format!("log has a hole before entry {index}")));
-            }
-            last = Some(entry.log_id);
-        }
-        let inner = Inner { vote, purged, last, ..Inner::default() };
+        let vote = disk.engine().get(Space::Meta, VOTE)?.map(|record| records::decode_vote(&record)).transpose()?;
+        let journal = disk.journal();
+        let inner = Inner { vote, purged: journal.start(), last: journal.last(), ..Inner::default() };
         Ok(Self { disk, applied, inner: Arc::new(Mutex::new(inner)) })
     }
 
-    /// What a store that starts from a checkpoint at `applied` has for a log: nothing, up to there.
-    pub(crate) fn found(writes: &mut Writes, applied: LogId, vote: &Vote) -> io::Result<()> {
+    /// The vote that a store is founded with.
+    pub(crate) fn found(writes: &mut Writes, vote: &Vote) -> io::Result<()> {
         writes.put(Space::Meta, VOTE, records::encode_vote(vote)?);
-        writes.put(Space::Meta, PURGED, records::encode_log_id(applied)?);
         Ok(())
     }
 
@@ -102,13 +84,10 @@ impl LogStore {
             }
             (start, cache_start.min(end))
         };
-        for record in self.disk.engine().scan(Space::Log, &start.to_be_bytes()) {
-            let (_, record) = record?;
-            let entry = records::decode_entry(&record)?;
-            if entry.log_id.index >= cache_start {
-                break;
-            }
-            entries.push(entry);
+        for index in start..cache_start {
+            // Behind the last, or purged meanwhile.
+            let Some(entry) = self.disk.journal().read(index)? else { break };
+            entries.push(records::decode_entry(&entry)?);
         }
         if cache_start < end {
             entries.extend(self.read(cache_start, end)?);
@@ -144,10 +123,6 @@ impl Inner {
             self.cache.pop_front();
         }
     }
-}
-
-fn invalid(detail: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, detail)
 }
 
 /// About what an entry holds in memory.
@@ -227,31 +202,25 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        let mut writes = Writes::default();
+        let mut encoded = Vec::new();
         {
             let mut inner = self.lock();
             inner.evict(self.applied.load(Ordering::Acquire).min(self.disk.written()));
             for entry in entries {
-                writes.put(Space::Log, &entry.log_id.index.to_be_bytes(), records::encode_entry(&entry)?);
+                encoded.push((entry.log_id, records::encode_entry(&entry)?));
                 inner.last = Some(entry.log_id);
                 let bytes = memory_bytes(&entry);
                 inner.remember(entry, bytes);
             }
         }
-        let last = self.lock().last.map_or(0, |id| id.index);
-        self.disk.append(writes, last, flushed);
+        self.disk.append(encoded, flushed);
         Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let first_removed = last_log_id.map_or(0, |id| id.index + 1);
-        let mut writes = Writes::default();
         {
             let mut inner = self.lock();
-            let end = inner.last.map_or(0, |id| id.index + 1);
-            for index in first_removed..end {
-                writes.remove(Space::Log, &index.to_be_bytes());
-            }
             while let Some((entry, bytes)) = inner.cache.back()
                 && entry.log_id.index >= first_removed
             {
@@ -262,29 +231,19 @@ impl RaftLogStorage<Types> for LogStore {
             inner.last = inner.last.min(last_log_id);
         }
         // Waited for, because entries with the same indexes are read from disk until it is done.
-        self.disk.write(writes, None).await?;
-        self.disk.truncated(first_removed.saturating_sub(1));
-        Ok(())
+        self.disk.cut_back(last_log_id).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        let mut writes = Writes::default();
         {
             let mut inner = self.lock();
-            let start = inner.purged.map_or(0, |id| id.index + 1);
-            let end = inner.last.map_or(0, |id| id.index + 1).min(log_id.index + 1);
-            for index in start..end {
-                writes.remove(Space::Log, &index.to_be_bytes());
-            }
-            writes.put(Space::Meta, PURGED, records::encode_log_id(log_id)?);
             inner.purged = Some(log_id);
             if inner.last.is_none_or(|last| last.index <= log_id.index) {
                 inner.last = Some(log_id);
             }
             inner.forget_up_to(log_id.index);
         }
-        // Forgotten by a crash, it is repeated after the next checkpoint.
-        self.disk.write_unflushed(writes);
+        self.disk.purge(log_id);
         Ok(())
     }
 }

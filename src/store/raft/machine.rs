@@ -21,10 +21,10 @@ use openraft::StoredMembership;
 use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
+use crate::disk::database::Database;
 use crate::disk::engine::Space;
 use crate::disk::identity::{Identity, Marker, Standing};
 use crate::disk::records::{self, Checkpoint};
-use crate::disk::thread::Disk;
 use crate::history::{Bounds, History};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, KeySpace, Snapshot};
@@ -148,13 +148,12 @@ struct Inner {
 impl Machine {
     /// Reads the last checkpoint back.
     pub(crate) fn open(
-        disk: &Disk,
+        engine: &Database,
         config: &Config,
         identity: Identity,
         standing: Standing,
         metrics: Metrics,
     ) -> io::Result<Arc<Self>> {
-        let engine = disk.engine();
         let mut state = Frozen::default();
         let checkpoint = match engine.get(Space::Meta, CHECKPOINT)? {
             Some(record) => Some(records::decode_checkpoint(&record)?),
@@ -228,6 +227,10 @@ impl Machine {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn applied_id(&self) -> Option<LogId> {
+        self.lock().state.applied
     }
 
     pub(crate) fn applied_index(&self) -> Arc<AtomicU64> {

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use crate::disk::database::Database;
 use crate::disk::engine::Engine;
 use crate::disk::identity::{Identity, Standing};
+use crate::disk::journal::{self, Journal, Place};
 use crate::disk::lock::DirLock;
 use crate::disk::thread::Disk;
 use crate::raft::log::LogStore;
@@ -23,10 +24,14 @@ impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
         let dir = tempfile::tempdir().unwrap();
         let lock = DirLock::take(dir.path()).unwrap();
         let (engine, _) = Engine::open(dir.path(), 1 << 20, lock).unwrap();
-        let disk =
-            Disk::start(Database::Engine(Box::new(engine)), dir.path().to_path_buf(), Metrics::default()).unwrap();
+        let database = Database::Engine(Box::new(engine));
         let machine =
-            Machine::open(&disk, &Config::new(dir.path()), IDENTITY, Standing::Member, Metrics::default()).unwrap();
+            Machine::open(&database, &Config::new(dir.path()), IDENTITY, Standing::Member, Metrics::default()).unwrap();
+        journal::create(dir.path()).unwrap();
+        let place = Place::Directory(dir.path().join(journal::DIRECTORY));
+        // Segments that are full soon.
+        let journal = Journal::open(place, IDENTITY, 2048, 0).unwrap();
+        let disk = Disk::start(database, journal, dir.path().to_path_buf(), Metrics::default()).unwrap();
         let log = LogStore::open(disk.clone(), machine.applied_index()).unwrap();
         Ok((dir, log, StateMachine { machine, disk }))
     }

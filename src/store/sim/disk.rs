@@ -18,6 +18,8 @@ pub(crate) type Change = (Vec<u8>, Option<Vec<u8>>);
 /// What a disk writes as a whole, or not. Real ones have more; the batches here are small.
 const SECTOR_BYTES: usize = 64;
 const HEAD_BYTES: usize = 8;
+/// Of the log's files, whose headers count on it.
+const LOG_SECTOR_BYTES: usize = 512;
 
 #[derive(Default)]
 struct Surface {
@@ -25,6 +27,8 @@ struct Surface {
     records: Records,
     /// Batches that were written and are not synced.
     tail: Vec<u8>,
+    /// The log's files.
+    log: Vec<LogFile>,
     marker: Option<Marker>,
     /// Counts power cuts: who opened it before one has nothing to say any more.
     power: u64,
@@ -32,6 +36,44 @@ struct Surface {
     slowness: u32,
     /// The next sync takes this much longer.
     stall: Duration,
+}
+
+/// A file of the log, whose owner has it synced.
+#[derive(Default)]
+struct LogFile {
+    now: Vec<u8>,
+    /// What was there, at the sectors that were written since the last sync.
+    before: BTreeMap<usize, Vec<u8>>,
+}
+
+impl LogFile {
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let end = at + bytes.len();
+        if self.now.len() < end {
+            self.now.resize(end, 0);
+        }
+        for sector in at / LOG_SECTOR_BYTES..end.div_ceil(LOG_SECTOR_BYTES) {
+            let from = sector * LOG_SECTOR_BYTES;
+            let old = &self.now[from..self.now.len().min(from + LOG_SECTOR_BYTES)];
+            self.before.entry(sector).or_insert_with(|| old.to_vec());
+        }
+        self.now[at..end].copy_from_slice(bytes);
+    }
+
+    /// Each sector is as it was or as it was to be; or what was to change is garbage. `keeps` says which are new.
+    fn tear(&mut self, random: &Random, keeps: u64, garbage: bool) {
+        for (sector, before) in std::mem::take(&mut self.before) {
+            if random.below(100) < keeps {
+                continue;
+            }
+            let from = sector * LOG_SECTOR_BYTES;
+            for (byte, before) in self.now[from..].iter_mut().zip(before) {
+                // A segment's header is one sector, which is there or not.
+                let is_garbage = garbage && sector > 0 && *byte != before;
+                *byte = if is_garbage { random.next() as u8 } else { before };
+            }
+        }
+    }
 }
 
 /// What became of the batches that were not synced.
@@ -92,6 +134,9 @@ impl Machine {
         for change in batches(&tail).inspect(|_| survived += 1).flatten() {
             apply(&mut surface.records, change);
         }
+        let keeps = [0, 10, 50, 90, 100][random.below(5) as usize];
+        let garbage = random.chance(30);
+        surface.log.iter_mut().for_each(|file| file.tear(random, keeps, garbage));
         surface.power += 1;
         surface.stall = Duration::ZERO;
         Torn { unsynced, survived, how }
@@ -170,6 +215,34 @@ impl Platter {
             surface.records.range(range).map(|(key, value)| Ok((key[1..].to_vec(), value.clone()))).collect()
         });
         found.unwrap_or_else(|error| vec![Err(error)]).into_iter()
+    }
+
+    /// How long the next sync takes.
+    pub(crate) fn sync_time(&self) -> Duration {
+        self.machine.sync_time()
+    }
+
+    pub(crate) fn log_files(&self) -> io::Result<u32> {
+        self.with(|surface| surface.log.len() as u32)
+    }
+
+    pub(crate) fn create_log_file(&self, number: u32, bytes: u64) -> io::Result<()> {
+        self.with(|surface| {
+            assert_eq!(surface.log.len(), number as usize);
+            surface.log.push(LogFile { now: vec![0; bytes as usize], before: BTreeMap::new() });
+        })
+    }
+
+    pub(crate) fn with_log_file<T>(&self, number: u32, act: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
+        self.with(|surface| act(&surface.log[number as usize].now))
+    }
+
+    pub(crate) fn write_log_file(&self, number: u32, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.with(|surface| surface.log[number as usize].write(at as usize, bytes))
+    }
+
+    pub(crate) fn sync_log(&self) -> io::Result<()> {
+        self.with(|surface| surface.log.iter_mut().for_each(|file| file.before.clear()))
     }
 
     /// A batch, and the marker file after it, as the disk thread has them written. Durable when this returns.

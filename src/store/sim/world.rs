@@ -14,7 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::database::Database;
 use crate::disk::identity::{Identity, Marker, Standing};
+use crate::disk::journal::{Journal, Place};
 use crate::disk::thread::Disk;
 use crate::raft::SimulatedRuntime;
 use crate::raft::log::LogStore;
@@ -536,11 +538,23 @@ impl Client {
     }
 }
 
+/// Segments that are full soon.
+const SEGMENT_BYTES: u64 = 4096;
+
 /// What is opened of a member on a simulated disk.
 fn open(platter: disk::Platter, marker: Marker, config: &Config, session: u64, metrics: Metrics) -> Opened {
     let identity = marker.identity;
-    let disk = Disk::start_simulated(platter, metrics.clone());
-    let machine = Machine::open(&disk, config, identity, marker.standing, metrics).unwrap();
+    let database = Database::Simulated(platter.clone());
+    let machine = Machine::open(&database, config, identity, marker.standing, metrics.clone()).unwrap();
+    let applied = machine.applied_id();
+    let place = Place::Simulated(platter.clone());
+    let journal = Journal::open(place, identity, SEGMENT_BYTES, applied.map_or(0, |id| id.index)).unwrap();
+    if let Some(applied) = applied
+        && journal.last().is_none_or(|last| last.index < applied.index)
+    {
+        journal.purge(applied);
+    }
+    let disk = Disk::start_simulated(platter, journal, metrics);
     let log = LogStore::open(disk.clone(), machine.applied_index()).unwrap();
     if machine.membership().voter_ids().any(|voter| voter == identity.member) {
         machine.stands(Standing::Member);

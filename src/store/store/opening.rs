@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use crate::disk::database::Database;
 use crate::disk::engine::{Engine, Space, Writes};
 use crate::disk::identity::{self, Identity, Marker, Standing};
+use crate::disk::journal::{self, Journal, JournalError, Place};
 use crate::disk::lock::DirLock;
 use crate::disk::thread::{Disk, OPEN_FREE_BYTES_MIN};
 use crate::disk::{inspect, space};
@@ -66,9 +67,16 @@ pub(super) fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics
     }
 
     let (engine, closed) = Engine::open(dir, config.cache_bytes, lock)?;
-    if let Some(marker) = &marker {
-        identity::upgrade(dir, marker).map_err(|source| OpenError::Write { file: dir.join("identity"), source })?;
-    }
+    // Before there is a marker there is no log.
+    let has_journal = match &marker {
+        Some(_) => {
+            identity::has_journal(dir).map_err(|source| OpenError::Read { file: dir.join("identity"), source })?
+        }
+        None => {
+            journal::create(dir).map_err(|source| OpenError::Write { file: dir.join(journal::DIRECTORY), source })?;
+            true
+        }
+    };
     let (identity, standing) = settle_identity(dir, &engine, marker, beginning)?;
     let session =
         next_session(&engine).map_err(|source| OpenError::Engine { file: engine.file().to_path_buf(), source })?;
@@ -77,9 +85,15 @@ pub(super) fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics
         io::ErrorKind::InvalidData => OpenError::Corrupt { file: file.clone(), detail: source.to_string() },
         _ => OpenError::Engine { file: file.clone(), source },
     };
-    let disk = Disk::start(Database::Engine(Box::new(engine)), dir.to_path_buf(), metrics.clone()).map_err(damaged)?;
-    let recover = || -> Result<(Arc<Machine>, LogStore), OpenError> {
-        let machine = Machine::open(&disk, config, identity, standing, metrics).map_err(damaged)?;
+    let database = Database::Engine(Box::new(engine));
+    let recover = |database: Database| -> Result<(Disk, Arc<Machine>, LogStore), OpenError> {
+        let machine = Machine::open(&database, config, identity, standing, metrics.clone()).map_err(damaged)?;
+        let journal = open_journal(dir, &database, &machine, identity, has_journal)?;
+        if let Some(marker) = &marker {
+            identity::upgrade(dir, marker).map_err(|source| OpenError::Write { file: dir.join("identity"), source })?;
+        }
+        journal::forget_old(&database).map_err(damaged)?;
+        let disk = Disk::start(database, journal, dir.to_path_buf(), metrics).map_err(damaged)?;
         let log = LogStore::open(disk.clone(), machine.applied_index()).map_err(damaged)?;
         // Reading may have finished what a crash had interrupted inside the engine.
         disk.engine().settle().map_err(damaged)?;
@@ -110,16 +124,54 @@ pub(super) fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics
         if config.peer.is_none() && membership.membership().nodes().count() > 1 {
             return Err(OpenError::NoTransport { dir: dir.to_path_buf() });
         }
-        Ok((machine, log))
+        Ok((disk, machine, log))
     };
-    match recover() {
-        Ok((machine, log)) => Ok(Opened { disk, closed, log, machine, identity, session }),
+    match recover(database) {
+        Ok((disk, machine, log)) => Ok(Opened { disk, closed, log, machine, identity, session }),
         Err(error) => {
-            disk.give_up();
-            drop(disk);
             // The lock is free again when the caller hears of it. This resolves by being dropped.
             let _ = closed.blocking_recv();
             Err(error)
+        }
+    }
+}
+
+/// Raft's log. What it may lack of what the state has is no longer needed.
+pub(crate) fn open_journal(
+    dir: &Path,
+    database: &Database,
+    machine: &Machine,
+    identity: Identity,
+    has_journal: bool,
+) -> Result<Journal, OpenError> {
+    let path = dir.join(journal::DIRECTORY);
+    if !has_journal {
+        journal::migrate(dir, database, identity).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData => {
+                OpenError::Corrupt { file: database.file().to_path_buf(), detail: source.to_string() }
+            }
+            _ => OpenError::Write { file: path.clone(), source },
+        })?;
+    }
+    if !path.exists() {
+        return Err(OpenError::Lost { dir: dir.to_path_buf(), detail: "has lost its log".to_string() });
+    }
+    let applied = machine.applied_id();
+    let place = Place::Directory(path);
+    let journal = Journal::open(place, identity, journal::SEGMENT_BYTES, applied.map_or(0, |id| id.index))?;
+    if let Some(applied) = applied
+        && journal.last().is_none_or(|last| last.index < applied.index)
+    {
+        journal.purge(applied);
+    }
+    Ok(journal)
+}
+
+impl From<JournalError> for OpenError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Damaged { file, detail } => OpenError::Corrupt { file, detail },
+            JournalError::Read { dir, source } => OpenError::Read { file: dir, source },
         }
     }
 }

@@ -139,7 +139,7 @@ pub(crate) async fn start(
     if joining && let Beginning::Join { seeds, .. } = beginning {
         tasks.spawn(group.clone().join(seeds, tell_joined));
     }
-    if let Ok(bytes) = disk.engine().bytes_on_disk() {
+    if let Ok(bytes) = disk.bytes_on_disk() {
         metrics.db_bytes.set(bytes as i64);
     }
     tracing::info!(

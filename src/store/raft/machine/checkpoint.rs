@@ -239,7 +239,7 @@ impl Checkpointer {
         }
         let metrics = &self.machine.metrics;
         metrics.checkpoint_seconds.observe(start.elapsed().as_secs_f64());
-        if let Ok(bytes) = self.disk.engine().bytes_on_disk() {
+        if let Ok(bytes) = self.disk.bytes_on_disk() {
             metrics.db_bytes.set(bytes as i64);
         }
         tracing::debug!(keys = keys.len(), revision = state.space.revision.0, "checkpoint written");
