@@ -14,6 +14,7 @@ pub(crate) mod journal;
 mod last_words;
 pub(crate) mod lock;
 pub(crate) mod memory;
+pub(crate) mod pace;
 pub(crate) mod records;
 pub(crate) mod scrub;
 pub(crate) mod space;

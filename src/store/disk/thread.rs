@@ -22,6 +22,7 @@ use crate::disk::database::Database;
 use crate::disk::engine::Writes;
 use crate::disk::identity::Marker;
 use crate::disk::journal::{Encoded, Journal};
+use crate::disk::pace::Pace;
 use crate::disk::space;
 use crate::metrics::Metrics;
 use crate::raft::{LogId, Types};
@@ -143,10 +144,16 @@ impl Shared {
 }
 
 impl Disk {
-    pub(crate) fn start(engine: Database, journal: Journal, dir: PathBuf, metrics: Metrics) -> io::Result<Self> {
+    pub(crate) fn start(
+        engine: Database,
+        journal: Journal,
+        pace: Arc<Pace>,
+        dir: PathBuf,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
         let (disk, log_todo, state_todo) = Self::new(engine, journal);
         let shared = disk.shared.clone();
-        let log = log::Writer::new(disk.journal.clone(), dir.clone(), shared.clone(), metrics);
+        let log = log::Writer::new(disk.journal.clone(), dir.clone(), pace, shared.clone(), metrics);
         let state = state::Writer { engine: disk.engine.clone(), dir, shared };
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_string()).stack_size(STACK_BYTES).spawn(work).map(drop)
@@ -167,11 +174,16 @@ impl Disk {
 
     /// The same in tasks, on a simulated disk.
     #[cfg(test)]
-    pub(crate) fn start_simulated(platter: crate::sim::disk::Platter, journal: Journal, metrics: Metrics) -> Self {
+    pub(crate) fn start_simulated(
+        platter: crate::sim::disk::Platter,
+        journal: Journal,
+        pace: Arc<Pace>,
+        metrics: Metrics,
+    ) -> Self {
         let (disk, log_todo, state_todo) = Self::new(Database::Simulated(platter.clone()), journal);
         // Trying again would block the simulation, and does not help against a power cut.
         disk.shared.give_up();
-        let log = log::Writer::new(disk.journal.clone(), PathBuf::new(), disk.shared.clone(), metrics);
+        let log = log::Writer::new(disk.journal.clone(), PathBuf::new(), pace, disk.shared.clone(), metrics);
         let state = state::Writer { engine: disk.engine.clone(), dir: PathBuf::new(), shared: disk.shared.clone() };
         tokio::spawn(log.run_simulated(log_todo, platter.clone()));
         tokio::spawn(state.run_simulated(state_todo, platter));

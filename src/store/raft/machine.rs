@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::disk::database::Database;
 use crate::disk::engine::Space;
 use crate::disk::identity::{Identity, Marker, Standing};
+use crate::disk::pace::Pace;
 use crate::disk::records::{self, Checkpoint};
 use crate::history::{Bounds, History};
 use crate::metrics::Metrics;
@@ -117,6 +118,7 @@ pub(crate) struct Machine {
     pub(crate) very_dirty: Notify,
     /// Checkpoints have written so much that memory may be given back.
     much_written: Notify,
+    pace: Arc<Pace>,
     log_bytes_max: u64,
     watch_commits_max: usize,
     metrics: Metrics,
@@ -219,6 +221,7 @@ impl Machine {
             dirty: Notify::new(),
             very_dirty: Notify::new(),
             much_written: Notify::new(),
+            pace: Arc::new(Pace::new(config.log_bytes_max)),
             log_bytes_max: config.log_bytes_max,
             watch_commits_max: config.watch_commits_max,
             metrics,
@@ -227,6 +230,11 @@ impl Machine {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far checkpoints are behind.
+    pub(crate) fn pace(&self) -> Arc<Pace> {
+        self.pace.clone()
     }
 
     pub(crate) fn applied_id(&self) -> Option<LogId> {
@@ -386,7 +394,9 @@ impl Machine {
                         inner.changed.extend(commit.events.iter().map(|event| event.key.clone()));
                         commits.push(commit);
                     }
-                    inner.bytes_since_frozen += crate::batch::txn_bytes(txn) as u64;
+                    let bytes = crate::batch::txn_bytes(txn) as u64;
+                    inner.bytes_since_frozen += bytes;
+                    self.pace.applied(bytes);
                     outcomes.0.push(outcome);
                 }
                 if let Some(id) = batch.id
@@ -441,6 +451,7 @@ impl Machine {
         inner.history.reset(revision);
         inner.watchers.end_all(true, &self.metrics);
         // It is on disk as a whole.
+        self.pace.all_covered();
         inner.changed.clear();
         inner.bytes_since_frozen = 0;
         if !std::mem::take(&mut inner.frozen).is_empty() {

@@ -31,7 +31,8 @@ impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
         let place = Place::Directory(dir.path().join(journal::DIRECTORY));
         // Segments that are full soon.
         let journal = Journal::open(place, IDENTITY, 2048, 0).unwrap();
-        let disk = Disk::start(database, journal, dir.path().to_path_buf(), Metrics::default()).unwrap();
+        let disk =
+            Disk::start(database, journal, machine.pace(), dir.path().to_path_buf(), Metrics::default()).unwrap();
         let log = LogStore::open(disk.clone(), machine.applied_index()).unwrap();
         Ok((dir, log, StateMachine { machine, disk }))
     }

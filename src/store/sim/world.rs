@@ -554,7 +554,7 @@ fn open(platter: disk::Platter, marker: Marker, config: &Config, session: u64, m
     {
         journal.purge(applied);
     }
-    let disk = Disk::start_simulated(platter, journal, metrics);
+    let disk = Disk::start_simulated(platter, journal, machine.pace(), metrics);
     let log = LogStore::open(disk.clone(), machine.applied_index()).unwrap();
     if machine.membership().voter_ids().any(|voter| voter == identity.member) {
         machine.stands(Standing::Member);

@@ -93,7 +93,7 @@ pub(super) fn open_disk(config: &Config, beginning: &Beginning, metrics: Metrics
             identity::upgrade(dir, marker).map_err(|source| OpenError::Write { file: dir.join("identity"), source })?;
         }
         journal::forget_old(&database).map_err(damaged)?;
-        let disk = Disk::start(database, journal, dir.to_path_buf(), metrics).map_err(damaged)?;
+        let disk = Disk::start(database, journal, machine.pace(), dir.to_path_buf(), metrics).map_err(damaged)?;
         let log = LogStore::open(disk.clone(), machine.applied_index()).map_err(damaged)?;
         // Reading may have finished what a crash had interrupted inside the engine.
         disk.engine().settle().map_err(damaged)?;

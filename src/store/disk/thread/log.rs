@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use crate::disk::journal::{Encoded, Journal, Staged};
+use crate::disk::pace::Pace;
 use crate::disk::thread::{Part, Shared, copy, has_room};
 use crate::metrics::Metrics;
 use crate::raft::{LogId, Types};
@@ -41,6 +42,7 @@ pub(super) struct Writer {
     journal: Arc<Journal>,
     dir: PathBuf,
     file: PathBuf,
+    pace: Arc<Pace>,
     shared: Arc<Shared>,
     metrics: Metrics,
 }
@@ -79,6 +81,13 @@ impl Round {
         (Self::Append(entries, waiting), None)
     }
 
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Append(entries, _) => bytes_of(entries) as u64,
+            Self::CutBack(..) | Self::Purge(_) => 0,
+        }
+    }
+
     fn stage(&self, journal: &Journal) -> io::Result<Option<Staged>> {
         match self {
             Self::Append(entries, _) if entries.is_empty() => Ok(None),
@@ -103,9 +112,15 @@ fn bytes_of(entries: &[Encoded]) -> usize {
 }
 
 impl Writer {
-    pub(super) fn new(journal: Arc<Journal>, dir: PathBuf, shared: Arc<Shared>, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        journal: Arc<Journal>,
+        dir: PathBuf,
+        pace: Arc<Pace>,
+        shared: Arc<Shared>,
+        metrics: Metrics,
+    ) -> Self {
         let file = journal.path();
-        Self { journal, dir, file, shared, metrics }
+        Self { journal, dir, file, pace, shared, metrics }
     }
 
     pub(super) fn run(self, mut todo: UnboundedReceiver<Job>) {
@@ -119,7 +134,10 @@ impl Writer {
                 || self.write(&round),
                 || has_room(&self.dir).and_then(|()| self.journal.reopen()),
             );
+            let pause = self.pace.pause(round.bytes());
             self.end(round, result);
+            // Nobody waits for this who is not ahead of checkpoints by far.
+            std::thread::sleep(pause);
         }
     }
 
@@ -182,7 +200,9 @@ impl Writer {
             if let Err(error) = &result {
                 self.shared.set_failure(Part::Log, Some(Arc::new(copy(error))));
             }
+            let pause = self.pace.pause(round.bytes());
             self.end(round, result);
+            tokio::time::sleep(pause).await;
         }
     }
 }

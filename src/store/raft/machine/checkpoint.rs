@@ -237,6 +237,7 @@ impl Checkpointer {
             }
             return Err(error);
         }
+        self.machine.pace.covered(*covered, start.elapsed());
         let metrics = &self.machine.metrics;
         metrics.checkpoint_seconds.observe(start.elapsed().as_secs_f64());
         if let Ok(bytes) = self.disk.bytes_on_disk() {
