@@ -14,7 +14,7 @@ pub struct Config {
     /// changed up to the one before it, so that the log always reaches back this long, or by `log_bytes_max`.
     pub checkpoint_interval: Duration,
     /// A checkpoint of the log's oldest part is made at once when the log has this much without it. So the log holds little
-    /// more: a quarter of this, and what is written meanwhile.
+    /// more: half of this, and what is written meanwhile; four times as much while more is written than checkpoints can take.
     pub log_bytes_max: u64,
     /// Entries before a checkpoint that a member of a group keeps for others that lag: who lacks more gets a snapshot.
     pub log_entries_kept: u64,

@@ -94,7 +94,8 @@ class Servers(lab.ClusterCase):
             return len({(s["cluster"], s["leader"], s["term"], s["revision"], s["digest"], s["keys"]) for s in states}) == 1
         wait_for("all to say the same", agree, 60)
         for server in self.c.servers:
-            size = os.path.getsize(server.data + "/server/db/sled/db")
+            db = server.data + "/server/db"
+            size = sum(os.path.getsize(f"{db}/{name}") for name in ["sled/db", *(f"log/{n}" for n in os.listdir(db + "/log"))])
             self.assertLess(abs(self.status(server)["dbBytes"] - size), 2 << 20)
 
     def test_4_two_of_three_dead(self):

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use crate::OpenError;
 use crate::disk::engine::{Engine, SEGMENT_BYTES, Space, Writes};
 use crate::disk::inspect;
 use crate::disk::lock::DirLock;
@@ -143,4 +144,51 @@ fn a_torn_batch_is_found_and_dropped_whole() {
         }
     }
     assert!(whole > 0 && dropped > 0 && crossed > 0, "{whole} whole, {dropped} dropped, {crossed} crossed a segment");
+}
+
+#[test]
+fn damage_before_the_last_batch_is_no_torn_end() {
+    let random = Random::new(1);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("sled/db");
+    let engine = open(dir.path());
+    let mut records = Records::new();
+    let mut databases = Vec::new();
+    for _ in 0..60 {
+        engine.write(&batch(&random, &mut records)).unwrap();
+        databases.push(fs::read(&file).unwrap());
+    }
+    drop(engine);
+    let whole = databases.last().unwrap().clone();
+    let left = dir.path().join("left");
+    let inspected = |bytes: &[u8]| {
+        fs::write(&left, bytes).unwrap();
+        inspect::inspect(&left, dir.path(), true)
+    };
+    inspected(&whole).unwrap();
+    // Where the log ended before the last batches.
+    let end = |back: usize| {
+        let before = &databases[databases.len() - 1 - back];
+        whole.iter().zip(before).position(|(last, before)| last != before).unwrap_or(before.len())
+    };
+    let mut torn = whole.clone();
+    torn[end(1) + 20..].fill(0);
+    inspected(&torn).unwrap();
+    let mut found = 0;
+    for (back, length) in [(2, 1), (2, 40), (5, 300), (10, 3000), (18, 1)] {
+        for fill in [0, 0xff] {
+            let mut damaged = whole.clone();
+            let from = end(back) + 30;
+            damaged[from..from + length].fill(fill);
+            if damaged != whole {
+                let error = inspected(&damaged).unwrap_err();
+                assert!(
+                    matches!(error, OpenError::Corrupt { .. }) && error.to_string().contains("at offset"),
+                    "{error}"
+                );
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 5, "{found}");
 }

@@ -5,7 +5,7 @@
 //!
 //! A checkpoint is of a state that was frozen some time ago. So the log always reaches back by some time, and what it
 //! replays after a restart is history again: watches from revisions before the restart go on. While much is written, states
-//! are frozen often, and a checkpoint is of the oldest one: each is a small batch, for which the log's writes wait.
+//! are frozen now and then, and a checkpoint is of the oldest one.
 
 mod checkpoint;
 mod state_machine;

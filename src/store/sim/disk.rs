@@ -245,14 +245,16 @@ impl Platter {
         self.with(|surface| surface.log.iter_mut().for_each(|file| file.before.clear()))
     }
 
-    /// A batch, and the marker file after it, as the disk thread has them written. Durable when this returns.
-    pub(crate) async fn write(&self, batch: Vec<Change>, marker: Option<Marker>) -> io::Result<()> {
+    /// A batch, and the marker file after it, as the disk thread has them written. Durable when this returns, if `syncs`.
+    pub(crate) async fn write(&self, batch: Vec<Change>, marker: Option<Marker>, syncs: bool) -> io::Result<()> {
         if !batch.is_empty() {
             self.with(|surface| append(&mut surface.tail, &batch))?;
+        }
+        if !batch.is_empty() && syncs {
             tokio::time::sleep(self.machine.sync_time()).await;
             self.with(|surface| {
-                surface.tail.clear();
-                for change in batch {
+                let tail = std::mem::take(&mut surface.tail);
+                for change in batches(&tail).flatten() {
                     apply(&mut surface.records, change);
                 }
             })?;

@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::panic;
-use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -21,23 +18,22 @@ use crate::disk::thread::Disk;
 use crate::raft::SimulatedRuntime;
 use crate::raft::log::LogStore;
 use crate::raft::machine::Machine;
-use crate::sim::chance;
+use crate::sim::client::{Client, put};
 use crate::sim::clock;
 use crate::sim::disk;
-use crate::sim::history::{Did, Operation, Value, is_linearizable};
+use crate::sim::history::{Operation, Value, is_linearizable};
 use crate::sim::net::Net;
 use crate::sim::random::Random;
 use crate::sim::witness::Witnesses;
 use crate::store::{Beginning, Opened, start};
-use crate::{
-    ClusterId, CommitError, Config, Freshness, Metrics, Peer, Precondition, Revision, Snapshot, Store, Timing, Txn,
-};
+use crate::{ClusterId, Config, Metrics, Peer, Revision, Store, Timing};
+
+/// Set in a process that is to tell what happens in its world, which is this one.
+pub(super) const SEED: &str = "MUSSEL_SIM_SEED";
 
 const CLUSTER: ClusterId = ClusterId(7);
-const KEYS: u64 = 4;
+pub(super) const KEYS: u64 = 4;
 const CLIENTS: usize = 4;
-/// What a client does at most before it leaves: no key gets more operations than `history.rs` takes.
-const OPERATIONS_PER_CLIENT: u64 = 60;
 /// For how long things break: mostly a few seconds, since many short worlds find more than few long ones.
 const TROUBLE: [Range<u64>; 10] = {
     const SHORT: Range<u64> = 2..5;
@@ -50,11 +46,11 @@ const RECOVERY: Duration = Duration::from_secs(60);
 const WELL: Range<u32> = 70..140;
 const VOTERS_MAX: usize = 7;
 
-struct Host {
+pub(super) struct Host {
     address: String,
     machine: disk::Machine,
     starts: u64,
-    running: Option<(Store, CancellationToken)>,
+    pub(super) running: Option<(Store, CancellationToken)>,
     /// It was told to leave.
     removed: bool,
     /// Its timers run so fast or slow that no group could hold together for long.
@@ -435,109 +431,6 @@ fn run_at(timing: Timing, percent: u32) -> Timing {
     }
 }
 
-fn put(key: &str, value: Value) -> Txn {
-    Txn { puts: vec![(Bytes::copy_from_slice(key.as_bytes()), format!("{value}").into())], ..Txn::default() }
-}
-
-struct Client {
-    number: u64,
-    random: Random,
-    hosts: Arc<Mutex<Vec<Host>>>,
-    history: Arc<Mutex<BTreeMap<u64, Vec<Operation>>>>,
-    acknowledged: Arc<Mutex<Vec<(Revision, u64, Value)>>>,
-    began: Instant,
-    verbose: bool,
-}
-
-fn value(snapshot: &Snapshot, key: u64) -> (Value, Option<Revision>) {
-    match snapshot.get(format!("/{key}").as_bytes()) {
-        Some(found) => (String::from_utf8_lossy(&found.value).parse().unwrap(), Some(found.revision)),
-        None => (0, None),
-    }
-}
-
-impl Client {
-    async fn run(self, until: Instant) {
-        for n in 1..=OPERATIONS_PER_CLIENT {
-            if Instant::now() > until {
-                return;
-            }
-            let pause = self.random.between(Duration::ZERO, Duration::from_millis(400));
-            tokio::time::sleep(pause).await;
-            let store = {
-                let hosts = self.hosts.lock().unwrap();
-                let running: Vec<_> = hosts.iter().filter_map(|host| host.running.as_ref()).collect();
-                if running.is_empty() {
-                    continue;
-                }
-                running[self.random.below(running.len() as u64) as usize].0.clone()
-            };
-            let key = self.random.below(KEYS);
-            let new = n * 10 + self.number + 1;
-            match self.random.below(3) {
-                0 => self.read(&store, key).await,
-                1 => self.write(&store, key, new).await,
-                _ => self.swap(&store, key, new).await,
-            }
-        }
-    }
-
-    fn note(&self, key: u64, did: Did, from: Duration, ended: bool) {
-        let to = ended.then(|| self.began.elapsed());
-        if self.verbose {
-            println!("{:>10.6} client {}: key {key} {did:?} {ended}", self.began.elapsed().as_secs_f64(), self.number);
-        }
-        self.history.lock().unwrap().entry(key).or_default().push(Operation { did, from, to });
-    }
-
-    async fn read(&self, store: &Store, key: u64) {
-        let from = self.began.elapsed();
-        if let Ok(snapshot) = store.snapshot(Freshness::Linearizable).await {
-            self.note(key, Did::Read(value(&snapshot, key).0), from, true);
-        }
-    }
-
-    async fn write(&self, store: &Store, key: u64, new: Value) {
-        let from = self.began.elapsed();
-        match store.commit(put(&format!("/{key}"), new)).await {
-            Ok(revision) => {
-                self.note(key, Did::Wrote(new), from, true);
-                self.acknowledged.lock().unwrap().push((revision, key, new));
-            }
-            Err(CommitError::Unknown | CommitError::Stopped) => self.note(key, Did::Wrote(new), from, false),
-            // Surely not applied, which is checked by its value never being read.
-            Err(CommitError::NoLeader | CommitError::Unwritable(_)) => {}
-            Err(error) => panic!("{error:?}"),
-        }
-    }
-
-    async fn swap(&self, store: &Store, key: u64, new: Value) {
-        // As old as it may be: the revision decides.
-        let Ok(snapshot) = store.snapshot(Freshness::Local).await else { return };
-        let (old, revision) = value(&snapshot, key);
-        let name = format!("/{key}");
-        let mut txn = put(&name, new);
-        txn.preconditions.push(match revision {
-            Some(revision) => Precondition::At(name.into(), revision),
-            None => Precondition::Absent(name.into()),
-        });
-        let from = self.began.elapsed();
-        match store.commit(txn).await {
-            Ok(revision) => {
-                self.note(key, Did::Swapped(old, new), from, true);
-                self.acknowledged.lock().unwrap().push((revision, key, new));
-            }
-            Err(CommitError::Refused { current, .. }) => {
-                let found = current.map_or(0, |current| String::from_utf8_lossy(&current.value).parse().unwrap());
-                self.note(key, Did::Refused(old, found), from, true);
-            }
-            Err(CommitError::Unknown | CommitError::Stopped) => self.note(key, Did::Swapped(old, new), from, false),
-            Err(CommitError::NoLeader | CommitError::Unwritable(_)) => {}
-            Err(error) => panic!("{error:?}"),
-        }
-    }
-}
-
 /// Segments that are full soon.
 const SEGMENT_BYTES: u64 = 4096;
 
@@ -563,7 +456,8 @@ fn open(platter: disk::Platter, marker: Marker, config: &Config, session: u64, m
     Opened { disk, closed, log, machine, identity, session }
 }
 
-async fn live(seed: u64) {
+/// One world, from its beginning to the judgement.
+pub(super) async fn live(seed: u64) {
     let mut world = World::new(seed);
     let members = match world.random.below(10) {
         0 => 7,
@@ -590,80 +484,6 @@ async fn live(seed: u64) {
     }
     while let Some(ended) = world.witnessing.join_next().await {
         ended.unwrap();
-    }
-}
-
-/// Runs one world in this process, which must not have run another.
-fn run(seed: u64) {
-    chance::fix();
-    let world = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(SimulatedRuntime::scope(seed, live(seed)));
-    });
-    if let Err(failed) = world.join() {
-        panic::resume_unwind(failed);
-    }
-}
-
-/// A process that runs one world and tells what happens in it.
-fn replay(seed: u64) -> Output {
-    let this = std::env::current_exe().unwrap();
-    let test = "sim::world::no_world_breaks_a_promise";
-    Command::new(this).args([test, "--exact", "--nocapture"]).env(SEED, seed.to_string()).output().unwrap()
-}
-
-const SEED: &str = "MUSSEL_SIM_SEED";
-const WORLDS: u64 = 1000;
-
-/// `MUSSEL_SIM_SEED` replays one world, and tells what happens in it; `MUSSEL_SIM_WORLDS` sets how many there are,
-/// `MUSSEL_SIM_FIRST` the first seed.
-#[test]
-fn no_world_breaks_a_promise() {
-    let number = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
-    if let Some(seed) = number(SEED) {
-        return run(seed);
-    }
-    let first = number("MUSSEL_SIM_FIRST").unwrap_or(1);
-    let worlds = number("MUSSEL_SIM_WORLDS").unwrap_or(WORLDS);
-    let next = AtomicU64::new(first);
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(8) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + worlds {
-                        return;
-                    }
-                    let told = replay(seed);
-                    if !told.status.success() {
-                        let (out, error) =
-                            (String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
-                        let lines: Vec<_> = out.lines().collect();
-                        println!(
-                            "{}\n{error}\nworld {seed} breaks a promise; again: {SEED}={seed} cargo test -p mussel-store --lib no_world -- --nocapture",
-                            lines[lines.len().saturating_sub(60)..].join("\n")
-                        );
-                        failed.lock().unwrap().push(seed);
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "worlds {failed:?} break a promise");
-}
-
-#[test]
-fn a_world_replays_exactly() {
-    for seed in [39, 40] {
-        let told = |output: &Output| {
-            let out = String::from_utf8_lossy(&output.stdout);
-            out.lines().filter(|line| line.starts_with(' ')).map(str::to_string).collect::<Vec<_>>()
-        };
-        let (once, again) = (told(&replay(seed)), told(&replay(seed)));
-        assert!(once.len() > 10, "{once:?}");
-        assert_eq!(once, again, "world {seed}");
     }
 }
 

@@ -68,6 +68,13 @@ async fn a_member_that_lost_its_database_does_not_come_up_as_a_fresh_one() {
 
     fs::remove_dir_all(dir.path().join("sled")).unwrap();
     fs::rename(dir.path().join("away"), dir.path().join("sled")).unwrap();
+    // The same for its log, which has what was acknowledged last.
+    fs::rename(dir.path().join("log"), dir.path().join("away")).unwrap();
+    assert!(matches!(refusal(dir.path()).await, OpenError::Lost { .. }));
+    fs::create_dir(dir.path().join("log")).unwrap();
+    assert!(matches!(refusal(dir.path()).await, OpenError::Lost { .. }));
+    fs::remove_dir(dir.path().join("log")).unwrap();
+    fs::rename(dir.path().join("away"), dir.path().join("log")).unwrap();
     let store = Store::open(Config::new(dir.path())).await.unwrap();
     assert_eq!(store.revision(), Revision(200));
     store.shutdown().await;
@@ -150,45 +157,48 @@ async fn damaged_files_are_named_and_left_alone() {
     assert!(matches!(&error, OpenError::Corrupt { file, .. } if file.ends_with("identity")), "{error}");
 }
 
-/// What a crash leaves: the store's small files, and the database after each of the last commits.
+/// What a crash leaves: the store's other files, and the log after each of the last commits.
 struct Crashed {
     files: Vec<(&'static str, Vec<u8>)>,
-    databases: Vec<Vec<u8>>,
+    logs: Vec<Vec<u8>>,
 }
+
+const LOG: &str = "log/0";
 
 impl Crashed {
     async fn after(commits: u64, dir: &Path) -> Self {
         let store = Store::open(Config::new(dir)).await.unwrap();
-        let mut databases = Vec::new();
+        let mut logs = Vec::new();
         for n in 1..=commits {
             let puts = vec![(format!("/k/{}", n % 40).into(), noise(n, 900))];
             store.commit(Txn { puts, ..Txn::default() }).await.unwrap();
             if n > commits - 20 {
-                databases.push(fs::read(dir.join("sled/db")).unwrap());
+                logs.push(fs::read(dir.join(LOG)).unwrap());
             }
         }
         let read = |name| (name, fs::read(dir.join(name)).unwrap());
-        let files = vec![read("identity"), read("sled/conf")];
+        let files = vec![read("identity"), read("sled/conf"), read("sled/db")];
         store.shutdown().await;
-        Self { files, databases }
+        Self { files, logs }
     }
 
     /// Where the log ended before the last `back` commits.
     fn end(&self, back: usize) -> usize {
-        let last = self.databases.last().unwrap();
-        let before = &self.databases[self.databases.len() - 1 - back];
+        let last = self.logs.last().unwrap();
+        let before = &self.logs[self.logs.len() - 1 - back];
         let changed = last.iter().zip(before).position(|(last, before)| last != before);
         changed.unwrap_or(before.len())
     }
 
-    /// The revision that a store has which begins with `database`.
-    async fn open(&self, dir: &Path, database: &[u8]) -> Result<u64, OpenError> {
+    /// The revision that a store has which begins with `log`.
+    async fn open(&self, dir: &Path, log: &[u8]) -> Result<u64, OpenError> {
         let _ = fs::remove_dir_all(dir);
         fs::create_dir_all(dir.join("sled/blobs")).unwrap();
+        fs::create_dir(dir.join("log")).unwrap();
         for (name, bytes) in &self.files {
             fs::write(dir.join(name), bytes).unwrap();
         }
-        fs::write(dir.join("sled/db"), database).unwrap();
+        fs::write(dir.join(LOG), log).unwrap();
         let store = Store::open(Config::new(dir)).await?;
         let revision = store.revision().0;
         store.shutdown().await;
@@ -202,7 +212,7 @@ async fn damage_after_a_crash_is_told_from_a_torn_end() {
     let dir = tempfile::tempdir().unwrap();
     let crashed = Crashed::after(COMMITS, &dir.path().join("running")).await;
     let left = dir.path().join("left");
-    let whole = crashed.databases.last().unwrap();
+    let whole = crashed.logs.last().unwrap();
     assert_eq!(crashed.open(&left, whole).await.unwrap(), COMMITS);
     // Torn: the last batch is there in part. That it was acknowledged is known only here.
     let last = crashed.end(1);
@@ -228,7 +238,7 @@ async fn damage_after_a_crash_is_told_from_a_torn_end() {
             };
             assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
             assert!(error.to_string().contains("at offset"), "{error}");
-            assert!(fs::read(left.join("sled/db")).unwrap() == damaged, "the file was changed");
+            assert!(fs::read(left.join(LOG)).unwrap() == damaged, "the file was changed");
             found += 1;
         }
     }

@@ -54,14 +54,31 @@ impl Engine {
         Ok(value)
     }
 
-    /// `value` behind its length and compressed, if that is shorter by enough to be worth the work of reading it.
-    fn pack(&self, value: &[u8]) -> Option<Vec<u8>> {
-        if value.len() < PACKED_BYTES_MIN || value.len() > VALUE_BYTES_MAX {
-            return None;
+    /// A form that is not chunked, the checksum, and `value`: behind its length and compressed, if that is shorter by enough to
+    /// be worth the work of reading it.
+    fn record(&self, full_key: &[u8], value: &[u8]) -> Vec<u8> {
+        const HEAD: usize = 1 + CHECKSUM_BYTES;
+        const LENGTH: usize = 4;
+        let sum = checksum(full_key, value);
+        if (PACKED_BYTES_MIN..=VALUE_BYTES_MAX).contains(&value.len())
+            && let Ok(length) = u32::try_from(value.len())
+        {
+            let room = value.len() - value.len() / 8;
+            let mut record = vec![0; HEAD + LENGTH + room];
+            let packed = {
+                let mut packer = self.packer.lock().unwrap_or_else(PoisonError::into_inner);
+                // No room for it is an error, and says that it does not get shorter.
+                packer.compress_to_buffer(value, &mut record[HEAD + LENGTH..])
+            };
+            if let Ok(packed) = packed {
+                record[0] = PACKED_WHOLE;
+                record[1..HEAD].copy_from_slice(&sum);
+                record[HEAD..HEAD + LENGTH].copy_from_slice(&length.to_le_bytes());
+                record.truncate(HEAD + LENGTH + packed);
+                return record;
+            }
         }
-        let compressed = self.packer.lock().unwrap_or_else(PoisonError::into_inner).compress(value).ok()?;
-        let length = u32::try_from(value.len()).ok()?;
-        (compressed.len() < value.len() - value.len() / 8).then(|| [&length.to_le_bytes()[..], &compressed].concat())
+        [&[WHOLE], &sum[..], value].concat()
     }
 
     fn unpack(&self, packed: &[u8]) -> Option<Vec<u8>> {
@@ -83,23 +100,23 @@ impl Engine {
                     0
                 }
                 Some(value) => {
-                    let packed = self.pack(value);
-                    let (whole, chunked) =
-                        if packed.is_some() { (PACKED_WHOLE, PACKED_CHUNKED) } else { (WHOLE, CHUNKED) };
-                    let stored = packed.as_deref().unwrap_or(value);
-                    let sum = checksum(full_key, value);
-                    if stored.len() <= CHUNK_BYTES_MAX {
-                        batch.insert(full_key.as_slice(), [&[whole], &sum[..], stored].concat());
-                        0
-                    } else {
+                    let record = self.record(full_key, value);
+                    if let Some(stored) = record.get(1 + CHECKSUM_BYTES..)
+                        && stored.len() > CHUNK_BYTES_MAX
+                    {
+                        let chunked = if record[0] == PACKED_WHOLE { PACKED_CHUNKED } else { CHUNKED };
                         let count = u16::try_from(stored.len().div_ceil(CHUNK_BYTES_MAX))
                             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "value is too long"))?;
                         for (index, chunk) in (0..).zip(stored.chunks(CHUNK_BYTES_MAX)) {
                             batch.insert(chunk_key(full_key, index), chunk);
                         }
-                        batch.insert(full_key.as_slice(), [&[chunked], &sum[..], &count.to_be_bytes()].concat());
+                        let sum = &record[1..1 + CHECKSUM_BYTES];
+                        batch.insert(full_key.as_slice(), [&[chunked], sum, &count.to_be_bytes()].concat());
                         chunks.insert(full_key.clone(), count);
                         count
+                    } else {
+                        batch.insert(full_key.as_slice(), record);
+                        0
                     }
                 }
             };

@@ -49,12 +49,6 @@ fn append(journal: &Journal, entries: &[Encoded]) {
     journal.settle(staged);
 }
 
-fn cut_back(journal: &Journal, last: Option<LogId>) {
-    let staged = journal.stage_cut(last).unwrap();
-    staged.sync().unwrap();
-    journal.settle(staged);
-}
-
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(dir).unwrap().map(Result::unwrap);
     files.map(|file| (file.file_name().into_string().unwrap(), fs::read(file.path()).unwrap())).collect()

@@ -176,6 +176,9 @@ impl Writer {
 
     #[cfg(test)]
     pub(super) async fn run_simulated(self, mut todo: UnboundedReceiver<Job>, platter: crate::sim::disk::Platter) {
+        use crate::sim::fault::{Fault, SYNCED_ONE_IN};
+
+        let mut rounds = 0;
         let mut ahead = None;
         loop {
             let first = match ahead.take() {
@@ -187,15 +190,18 @@ impl Writer {
             };
             let (round, next) = Round::collect(first, &mut todo);
             ahead = next;
-            let result = match self.shared.failure(Part::Log) {
+            let staged = match self.shared.failure(Part::Log) {
                 Some(error) => Err(copy(&error)),
-                None => match round.stage(&self.journal) {
-                    Ok(Some(staged)) => {
-                        tokio::time::sleep(platter.sync_time()).await;
-                        staged.sync().map(|()| Some(staged))
-                    }
-                    other => other,
-                },
+                None => round.stage(&self.journal),
+            };
+            rounds += 1;
+            let lies = Fault::UnsyncedLog.is_given() && rounds % SYNCED_ONE_IN > 0;
+            let result = match staged {
+                Ok(Some(staged)) if !lies => {
+                    tokio::time::sleep(platter.sync_time()).await;
+                    staged.sync().map(|()| Some(staged))
+                }
+                other => other,
             };
             if let Err(error) = &result {
                 self.shared.set_failure(Part::Log, Some(Arc::new(copy(error))));

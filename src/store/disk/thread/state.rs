@@ -89,9 +89,14 @@ impl Writer {
 
     #[cfg(test)]
     pub(super) async fn run_simulated(self, mut todo: UnboundedReceiver<Job>, platter: crate::sim::disk::Platter) {
+        use crate::sim::fault::{Fault, SYNCED_ONE_IN};
+
+        let mut rounds = 0;
         while let Some(first) = todo.recv().await {
             let round = Round::collect(first, &mut todo);
-            let result = platter.write(round.writes.changes(), round.marker).await;
+            rounds += 1;
+            let lies = Fault::UnsyncedState.is_given() && rounds % SYNCED_ONE_IN > 0;
+            let result = platter.write(round.writes.changes(), round.marker, !lies).await;
             if let Err(error) = &result {
                 self.shared.set_failure(Part::State, Some(Arc::new(copy(error))));
             }

@@ -19,8 +19,8 @@ use crate::raft::machine::{CHECKPOINT, Frozen, GIVE_BACK_AFTER_BYTES, Inner, Mac
 use crate::raft::{Raft, SnapshotOf, Types};
 
 /// A state is frozen after this part of what the log may hold, or so many keys.
-pub(super) const STEPS: u64 = 8;
-pub(super) const STEP_KEYS_MAX: usize = 1024;
+pub(super) const STEPS: u64 = 2;
+pub(super) const STEP_KEYS_MAX: usize = 4096;
 
 /// A checkpoint that was asked for and is not there after this long is asked for again.
 const CHECKPOINT_ASKED_AGAIN: Duration = Duration::from_millis(200);
