@@ -80,9 +80,9 @@ impl Custom {
     }
 
     /// The version that an object is in, by its `apiVersion`.
-    pub fn version_of(&self, object: &Value) -> Option<&ServedVersion> {
+    pub fn index_of(&self, object: &Value) -> Option<usize> {
         let api_version = object["apiVersion"].as_str()?;
-        self.definition.versions.iter().find(|version| version.api_version == api_version)
+        self.definition.versions.iter().position(|version| version.api_version == api_version)
     }
 
     /// Whether a stored object is already as this version serves it: written in it, and since its schema is what it is.

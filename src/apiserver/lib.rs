@@ -16,6 +16,7 @@ pub mod catalog;
 pub mod config;
 pub mod connect;
 pub mod context;
+mod custom;
 pub mod discovery;
 pub mod encryption;
 pub mod filters;

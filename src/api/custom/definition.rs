@@ -138,7 +138,8 @@ impl Definition {
         schema.map(Value::take).unwrap_or_default()
     }
 
-    pub(super) fn compiled(&self, index: usize) -> &Compiled {
+    /// The schema of a version, parsed.
+    pub fn compiled(&self, index: usize) -> &Compiled {
         self.versions[index].compiled.get(|| {
             let schema = self.schema(index);
             // A schema that cannot be read says nothing, and so nothing is kept but metadata. Validation does not let one in.

@@ -1,6 +1,7 @@
 //! The registry at its wall: requests of every verb against a real store, in process.
 
 mod admission;
+mod custom;
 mod deletion;
 mod encryption;
 mod listing;
