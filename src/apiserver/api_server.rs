@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::registry::Registry;
 use crate::tokens::{KeyError, Tokens};
+use crate::webhook;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -85,6 +86,7 @@ impl ApiServer {
             authenticator: Authenticator::new(&config, storage.clone(), Arc::clone(&tokens)),
             authorizer,
             catalog: Catalog::default(),
+            conversions: webhook::Client::default(),
             health: Health::new(store, stop.clone(), &[OBJECTS_HOOK, ROLES_HOOK]),
             metrics,
             config,

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::hook_server::Hook;
 use crate::support::{Answer, Cluster, Events};
 
 const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
@@ -349,4 +350,126 @@ async fn tables_have_the_columns_of_the_definition() {
         (table["columnDefinitions"][1]["name"].as_str(), table["columnDefinitions"][1]["priority"].as_i64()),
         (Some("Size"), Some(1))
     );
+}
+
+/// `v1` calls the field `size`, `v2` calls it `length`.
+fn rename(path: &str, request: &Value) -> Option<Value> {
+    if path == "/broken" {
+        return Some(json!({"result": {"status": "Failure", "message": "out of order"}}));
+    }
+    let wanted = request["desiredAPIVersion"].as_str()?;
+    let (from, to) = if wanted.ends_with("v2") { ("size", "length") } else { ("length", "size") };
+    let convert = |object: &Value| {
+        let mut object = object.clone();
+        object["apiVersion"] = wanted.into();
+        if let Some(spec) = object["spec"].as_object_mut()
+            && let Some(value) = spec.remove(from)
+        {
+            spec.insert(to.to_owned(), value);
+        }
+        object
+    };
+    let converted: Vec<Value> = request["objects"].as_array()?.iter().map(convert).collect();
+    Some(json!({"result": {"status": "Success"}, "convertedObjects": converted}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_converts_between_versions() {
+    let cluster = Cluster::start().await;
+    let hook = Hook::start(&["h2", "http/1.1"], rename).await;
+    let mut v1 = version("v1", true, json!({"size": {"type": "integer"}}));
+    let mut v2 = version("v2", false, json!({"length": {"type": "integer"}}));
+    v1["selectableFields"] = json!([{"jsonPath": ".spec.size"}]);
+    v2["selectableFields"] = json!([{"jsonPath": ".spec.length"}]);
+    let mut definition = crd(json!([v1, v2]));
+    definition["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"clientConfig": hook.at("/convert"), "conversionReviewVersions": ["v1"]}});
+    establish(&cluster, definition).await;
+    let in_v2 = "/apis/example.com/v2/namespaces/default/widgets";
+    cluster.post(WIDGETS, widget("one", json!({"size": 1}))).await.ok();
+    let mut two = widget("two", json!({"length": 2}));
+    two["apiVersion"] = "example.com/v2".into();
+    let made = cluster.post(in_v2, two).await.ok();
+    assert_eq!((made["apiVersion"].as_str(), &made["spec"]), (Some("example.com/v2"), &json!({"length": 2})));
+    assert_eq!(cluster.get(&format!("{WIDGETS}/two")).await.ok()["spec"], json!({"size": 2}));
+    hook.forget();
+    let list = cluster.get(in_v2).await.ok();
+    assert_eq!(list["items"][0]["spec"], json!({"length": 1}));
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(2));
+    assert_eq!(hook.requests().len(), 1, "one question for all objects of a list");
+    let page = cluster.get(&format!("{in_v2}?limit=1")).await.ok();
+    assert_eq!(page["metadata"]["remainingItemCount"], 1);
+    let selected = cluster.get(&format!("{in_v2}?fieldSelector=spec.length%3D2")).await.ok();
+    assert_eq!(selected["items"][0]["metadata"]["name"], "two");
+
+    let mut events = cluster.watch(&format!("{in_v2}?watch=1")).await;
+    assert_eq!((events.brief().await, events.brief().await), ("ADDED one".into(), "ADDED two".into()));
+    cluster.patch(&format!("{in_v2}/one"), "merge", json!({"spec": {"length": 5}})).await.ok();
+    let event = events.next().await.unwrap();
+    assert_eq!((event["type"].as_str(), &event["object"]["spec"]), (Some("MODIFIED"), &json!({"length": 5})));
+    assert_eq!(cluster.get(&format!("{WIDGETS}/one")).await.ok()["spec"], json!({"size": 5}));
+    cluster.delete(&format!("{in_v2}/two"), Value::Null).await.ok();
+    assert_eq!(events.next().await.unwrap()["object"]["spec"], json!({"length": 2}));
+
+    // The storage version changes; objects stored before are converted as they are read.
+    change_crd(&cluster, |crd| {
+        crd["spec"]["versions"][0]["storage"] = false.into();
+        crd["spec"]["versions"][1]["storage"] = true.into();
+    })
+    .await;
+    assert_eq!(cluster.get(&format!("{in_v2}/one")).await.ok()["spec"], json!({"length": 5}));
+    assert_eq!(cluster.get(&format!("{WIDGETS}/one")).await.ok()["spec"], json!({"size": 5}));
+    // A write that changes nothing brings the object to the new version.
+    let one = cluster.get(&format!("{in_v2}/one")).await.ok();
+    cluster.put(&format!("{in_v2}/one"), one).await.ok();
+    hook.forget();
+    cluster.get(&format!("{in_v2}/one")).await.ok();
+    assert_eq!(hook.requests().len(), 0);
+
+    let broken = hook.at("/broken");
+    change_crd(&cluster, |crd| crd["spec"]["conversion"]["webhook"]["clientConfig"] = broken.clone()).await;
+    let (code, _, message) = cluster.get(&format!("{WIDGETS}/one")).await.refused();
+    assert_eq!(code, 500);
+    assert_eq!(message, "conversion webhook for example.com/v2, Kind=Widget failed: out of order");
+}
+
+#[tokio::test]
+async fn documents_follow_a_definition() {
+    let cluster = Cluster::start().await;
+    let before = cluster.get("/openapi/v2").await.ok();
+    assert_eq!(cluster.get("/openapi/v3/apis/example.com/v1").await.code, 404);
+    let mut v1 = version("v1", true, json!({"size": {"type": "integer", "description": "How large."}}));
+    v1["schema"]["openAPIV3Schema"]["description"] = "A widget.".into();
+    establish(&cluster, crd(json!([v1]))).await;
+    let index = cluster.get("/openapi/v3").await.ok();
+    let url = index["paths"]["apis/example.com/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+    let document = cluster.get(&url).await.ok();
+    let schema = &document["components"]["schemas"]["com.example.v1.Widget"];
+    assert_eq!(schema["properties"]["spec"]["properties"]["size"]["description"], "How large.");
+    let v2 = cluster.get("/openapi/v2").await.ok();
+    assert_eq!(v2["definitions"]["com.example.v1.Widget"]["description"], "A widget.");
+    let proto = [("accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")];
+    let proto = cluster.send("GET", "/openapi/v2", &proto, "").await;
+    assert!(proto.body.as_str().unwrap().contains("com.example.v1.Widget"));
+    let list = cluster.get("/apis/example.com/v1").await.ok();
+    assert_eq!(
+        (list["resources"][0]["name"].as_str(), list["resources"][0]["shortNames"][0].as_str()),
+        (Some("widgets"), Some("wd"))
+    );
+    change_crd(&cluster, |crd| {
+        let properties = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+        properties["spec"]["properties"]["size"]["description"] = "How long.".into();
+    })
+    .await;
+    let index = cluster.get("/openapi/v3").await.ok();
+    assert_ne!(index["paths"]["apis/example.com/v1"]["serverRelativeURL"].as_str(), Some(url.as_str()));
+    cluster.delete(CRD, Value::Null).await.ok();
+    let mut crds = cluster.watch(&format!("{CRDS}?watch=1")).await;
+    loop {
+        let code = cluster.get(CRD).await.code;
+        if code == 404 {
+            break;
+        }
+        crds.next().await;
+    }
+    assert_eq!(cluster.get("/openapi/v2").await.ok(), before);
 }

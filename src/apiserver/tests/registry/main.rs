@@ -4,6 +4,9 @@ mod admission;
 mod custom;
 mod deletion;
 mod encryption;
+// Parts of it are for other tests.
+#[allow(dead_code)]
+mod hook_server;
 mod listing;
 mod objects;
 mod patching;
