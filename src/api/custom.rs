@@ -39,7 +39,6 @@ pub use self::scale::{ScalePaths, scale_of, with_replicas};
 pub(crate) use self::validate::against as validate_part;
 pub use self::validate::{validate, validate_update};
 
-use crate::field::FieldErrors;
 use crate::schema::Schema;
 
 /// One version of a custom kind.
@@ -111,12 +110,6 @@ impl fmt::Debug for Custom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Custom({} {})", self.definition.name, self.api_version())
     }
-}
-
-/// `x-kubernetes-validations`: rules in CEL, which another part evaluates after the schema's own rules have passed. The
-/// place is here; the evaluation is not part of this module yet, so rules are stored and published but not enforced.
-pub fn validate_rules(_custom: &Custom, _new: &Value, _old: Option<&Value>) -> FieldErrors {
-    FieldErrors::new()
 }
 
 /// Made at the first use, kept from then on.

@@ -160,7 +160,13 @@ impl OpenApi {
 fn with(rows: &Rows, make: impl FnOnce(&[&Resource], &BTreeMap<String, Value>) -> Vec<u8>) -> Vec<u8> {
     let schema = |row: &Arc<Resource>| {
         let custom = row.custom.as_ref()?;
-        Some((row.schema.to_string(), openapi::custom_definition(&custom.definition.schema(custom.index))))
+        let mut definition = openapi::custom_definition(&custom.definition.schema(custom.index));
+        let selectable = &custom.version().selectable;
+        if !selectable.is_empty() {
+            let fields = selectable.iter().map(|path| json!({"fieldPath": path.trim_start_matches('.')}));
+            definition["x-kubernetes-selectable-fields"] = fields.collect();
+        }
+        Some((row.schema.to_string(), definition))
     };
     let custom: BTreeMap<String, Value> = rows.iter().filter_map(schema).collect();
     let rows: Vec<&Resource> = rows.iter().map(AsRef::as_ref).collect();
@@ -177,15 +183,18 @@ fn path_of(row: &Resource) -> String {
 }
 
 fn index(rows: &Rows) -> Value {
-    let mut paths = Map::new();
+    let mut by_path: BTreeMap<String, Vec<&Arc<Resource>>> = BTreeMap::new();
     for row in rows {
-        let path = path_of(row);
-        if !paths.contains_key(&path) {
-            let hash = hash(rows.iter().filter(|row| path_of(row) == path));
-            let url = format!("/openapi/v3/{path}?hash={hash}");
-            paths.insert(path, json!({"serverRelativeURL": url}));
-        }
+        by_path.entry(path_of(row)).or_default().push(row);
     }
+    let url = |path: &str, rows: Vec<&Arc<Resource>>| format!("/openapi/v3/{path}?hash={}", hash(rows.into_iter()));
+    let paths: Map<String, Value> = by_path
+        .into_iter()
+        .map(|(path, rows)| {
+            let url = url(&path, rows);
+            (path, json!({"serverRelativeURL": url}))
+        })
+        .collect();
     json!({"paths": paths})
 }
 

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::{Custom, Props, format, lists, scale, validate_rules};
+use super::{Custom, Props, format, lists, scale};
 use crate::field::{ErrorKind, FieldError, FieldErrors, Path};
 use crate::validation;
 
@@ -29,9 +29,6 @@ fn check(custom: &Custom, new: &Value, old: Option<&Value>) -> FieldErrors {
     // Lists that were wrong before may stay so.
     if old.is_none_or(|old| lists::duplicates(old, props, &Path::root()).is_empty()) {
         errors.extend(lists::duplicates(new, props, &Path::root()));
-    }
-    if errors.is_empty() {
-        errors.extend(validate_rules(custom, new, old));
     }
     errors
 }

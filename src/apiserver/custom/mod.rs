@@ -6,6 +6,7 @@
 //!   names is a transaction with all CRDs of the group among its preconditions, so it is right whoever does it.
 //! - [`convert`]: objects between the versions of their kind, and what a changed schema makes of stored ones.
 //! - [`webhook`]: conversion by somebody else's program.
+//! - [`rules`]: where rules in CEL will be checked.
 //!
 //! What holds: a write of a custom object has the revision of its CRD among its preconditions. So nothing is written by a
 //! schema that is no longer in force, and nothing appears after its CRD is gone, whichever server the write goes through.
@@ -15,6 +16,7 @@ pub mod conditions;
 pub mod convert;
 mod follow;
 mod keeper;
+pub mod rules;
 mod webhook;
 
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use mussel_api::object::ObjectExt;
 use serde_json::Value;
 
 use super::Rules;
+use crate::custom::rules;
 use crate::registry::write::{Write, set};
 use crate::status::Status;
 
@@ -44,10 +45,11 @@ impl Rules for CustomObjects {
 
     fn validate(&self, write: &Write<'_>, new: &Value, old: Option<&Value>) -> FieldErrors {
         let Some(custom) = custom(write) else { return FieldErrors::new() };
-        match old {
+        let errors = match old {
             Some(old) => custom::validate_update(custom, new, old),
             None => custom::validate(custom, new),
-        }
+        };
+        if errors.is_empty() { rules::check(custom, new, old) } else { errors }
     }
 
     /// All but metadata; a status that is no resource of its own is part of it, one that is was put back before.

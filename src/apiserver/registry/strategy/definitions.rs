@@ -1,10 +1,11 @@
 //! CustomResourceDefinitions: which versions were ever stored, and an end that waits for their objects.
 
+use mussel_api::field::FieldErrors;
 use mussel_api::object::ObjectExt;
 use serde_json::{Value, json};
 
 use super::Rules;
-use crate::custom::{FINALIZER, conditions};
+use crate::custom::{FINALIZER, conditions, rules};
 use crate::registry::write::{Write, now};
 use crate::status::Status;
 
@@ -20,6 +21,10 @@ impl Rules for Definitions {
     fn prepare_update(&self, _write: &Write<'_>, new: &mut Value, _old: &Value) -> Result<(), Status> {
         note_stored(new);
         Ok(())
+    }
+
+    fn validate(&self, _write: &Write<'_>, new: &Value, old: Option<&Value>) -> FieldErrors {
+        rules::check_definition(new, old)
     }
 
     fn begin_delete(&self, object: &mut Value) -> Option<bool> {

@@ -315,6 +315,11 @@ async fn apply_knows_the_lists_of_a_custom_schema() {
     assert_eq!(forced["spec"]["ports"], json!([port(80, "mine")]));
     let unknown = apply("one", json!({"odd": 1}), "&fieldValidation=Strict").await.refused();
     assert!(unknown.2.contains(".spec.odd: field not declared in schema"), "{}", unknown.2);
+    let mut odd = widget("a", json!({}));
+    odd["metadata"]["odd"] = 1.into();
+    let unknown =
+        cluster.patch(&format!("{path}?fieldManager=one&fieldValidation=Strict"), "apply", odd).await.refused();
+    assert!(unknown.2.contains(".metadata.odd: field not declared in schema"), "{}", unknown.2);
     let twice = "apiVersion: example.com/v1\nkind: Widget\nmetadata:\n  name: a\nspec:\n  free:\n    x: 1\n    x: 2\n";
     let kind = [("content-type", "application/apply-patch+yaml")];
     let twice = cluster.send("PATCH", &format!("{path}?fieldManager=one"), &kind, twice).await.refused();
