@@ -195,3 +195,40 @@ class Kubectl(CustomCase):
                 break
         watch.kill()
         watch.wait()
+
+
+class Servers(lab.ClusterCase):
+    """Three servers, each of which follows definitions by itself."""
+
+    servers, agents = 3, 0
+
+    def test_1_a_definition_is_in_force_on_every_server(self):
+        for n, writer in enumerate(self.c.servers):
+            plural = f"coins{n}"
+            writer.apply(definition(plural, f"Coin{n}", version("v1", {"a": {"type": "string"}})))
+            writer.kubectl("wait", f"crd/{plural}.{GROUP}", "--for=condition=Established", "--timeout=10s")
+            path = f"/apis/{GROUP}/v1/namespaces/default/{plural}"
+            for other in self.c.servers:
+                # At once: not found would be wrong.
+                other.kubectl("get", "--raw", path)
+                made = other.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(
+                    thing(f"Coin{n}", f"by-{other.name}", {"a": "x", "b": "y"})))
+                self.assertEqual(json.loads(made.out)["spec"], {"a": "x"})
+            for other in self.c.servers:
+                self.assertEqual(len(other.json("get", plural)["items"]), 3)
+                self.assertIn("What is wanted.", other.out("explain", f"{plural}.spec"))
+
+    def test_2_a_new_leader_goes_on_with_a_deletion(self):
+        self.c.first.apply(definition("pins", "Pin", version("v1", {})))
+        self.c.first.kubectl("wait", f"crd/pins.{GROUP}", "--for=condition=Established", "--timeout=10s")
+        self.c.first.apply(thing("Pin", "held", {}, finalizers=[f"{GROUP}/hold"]))
+        self.c.first.kubectl("delete", "crd", f"pins.{GROUP}", "--wait=false")
+        leader = self.c.leader()
+        leader.kill9()
+        other = next(s for s in self.c.servers if s.running())
+        wait_for("the API", lambda: other.kubectl("get", "pin", "held", "--request-timeout=5s", check=False).code == 0)
+        wait_for("the finalizer", lambda: other.kubectl(
+            "patch", "pin", "held", "--type=merge", "-p", '{"metadata": {"finalizers": null}}', check=False).code == 0)
+        wait_for("the definition", lambda: "NotFound" in other.kubectl("get", "crd", f"pins.{GROUP}", check=False).err)
+        leader.start(ready=False)
+        wait_for("the old leader", lambda: leader.kubectl("get", "coins0", check=False).code == 0)
