@@ -104,7 +104,15 @@ impl Definition {
     /// # Errors
     /// See [`DefinitionError`].
     pub fn new(source: Bytes, since: u64) -> Result<Self, DefinitionError> {
-        let crd: Value = serde_json::from_slice(&source).map_err(|error| DefinitionError::Json(error.to_string()))?;
+        let crd = serde_json::from_slice(&source).map_err(|error| DefinitionError::Json(error.to_string()))?;
+        Self::of(&crd, source, since)
+    }
+
+    /// The same of a CRD that has been read from `source` already.
+    ///
+    /// # Errors
+    /// See [`DefinitionError`].
+    pub fn of(crd: &Value, source: Bytes, since: u64) -> Result<Self, DefinitionError> {
         let spec = &crd["spec"];
         let group = crd.str_at("spec.group").to_owned();
         let names = Names::of(&crd["status"]["acceptedNames"]);
@@ -126,7 +134,7 @@ impl Definition {
         };
         let namespaced = crd.str_at("spec.scope") == "Namespaced";
         let name = crd.name().to_owned();
-        let fingerprint = fingerprint(&crd);
+        let fingerprint = fingerprint(crd);
         Ok(Self { name, group, namespaced, names, versions, storage, conversion, since, fingerprint, source })
     }
 

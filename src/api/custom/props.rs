@@ -1,7 +1,9 @@
 //! A structural schema: `JSONSchemaProps` of a CRD as the functions of this module walk it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -26,8 +28,11 @@ pub struct Props {
     #[serde(rename = "type")]
     pub ty: String,
     pub format: String,
-    pub title: String,
-    pub description: String,
+    /// Whether there is a title; what it says is of concern to documents only, and long.
+    #[serde(rename = "title", deserialize_with = "is_text")]
+    pub has_title: bool,
+    #[serde(rename = "description", deserialize_with = "is_text")]
+    pub has_description: bool,
     /// An explicit `null` is a default too.
     #[serde(deserialize_with = "some")]
     pub default: Option<Value>,
@@ -55,7 +60,8 @@ pub struct Props {
     pub any_of: Vec<Props>,
     pub one_of: Vec<Props>,
     pub not: Option<Box<Props>>,
-    pub external_docs: Option<Value>,
+    #[serde(rename = "externalDocs", deserialize_with = "is_there")]
+    pub has_external_docs: bool,
     #[serde(rename = "x-kubernetes-preserve-unknown-fields")]
     pub preserve_unknown: bool,
     #[serde(rename = "x-kubernetes-embedded-resource")]
@@ -82,6 +88,15 @@ pub enum Additional {
 
 fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
+}
+
+fn is_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let text = Option::<Cow<'de, str>>::deserialize(deserializer)?;
+    Ok(text.is_some_and(|text| !text.is_empty()))
+}
+
+fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Option::<IgnoredAny>::deserialize(deserializer).map(|found| found.is_some())
 }
 
 impl Props {

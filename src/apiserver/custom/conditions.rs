@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use mussel_api::custom::Names;
+use mussel_api::resource;
 use mussel_api::validation::Approval;
 use serde_json::{Value, json};
 
@@ -36,7 +37,7 @@ pub fn set(status: &mut Value, condition: &str, is: bool, reason: &str, message:
 
 /// The status a CRD should have, when it is another than it has. `others` are the other CRDs of its group.
 pub fn status<'e>(entry: &Entry, others: impl Iterator<Item = &'e Entry>, now: &str) -> Option<Value> {
-    let mut taken = Taken::default();
+    let mut taken = Taken::built_in(&entry.group);
     for other in others {
         taken.add(&other.accepted);
     }
@@ -87,6 +88,22 @@ struct Taken {
 }
 
 impl Taken {
+    /// Built-in resources are there first: their objects must never be taken for a CRD's.
+    fn built_in(group: &str) -> Self {
+        let mut taken = Self::default();
+        for row in resource::builtin().iter().filter(|row| row.group == group) {
+            taken.add(&Names {
+                plural: row.plural.to_string(),
+                singular: row.singular.to_string(),
+                kind: row.kind.to_string(),
+                list_kind: row.list_kind().into_owned(),
+                short_names: row.short_names.iter().map(ToString::to_string).collect(),
+                categories: Vec::new(),
+            });
+        }
+        taken
+    }
+
     fn add(&mut self, names: &Names) {
         let all = [&names.plural, &names.singular].into_iter().chain(&names.short_names);
         self.resources.extend(all.filter(|name| !name.is_empty()).cloned());
@@ -164,6 +181,9 @@ mod tests {
         assert_eq!(conflict, Some(("ShortNamesConflict", "\"w\" is already in use".to_owned())));
         let (_, conflict) = accept(&names("gadgets", "Widget", &[]), &Names::default(), &taken);
         assert_eq!(conflict, Some(("KindConflict", "\"Widget\" is already in use".to_owned())));
+        let (_, conflict) =
+            accept(&names("ingresses", "Mine", &[]), &Names::default(), &Taken::built_in("networking.k8s.io"));
+        assert_eq!(conflict, Some(("PluralConflict", "\"ingresses\" is already in use".to_owned())));
         // What is one's own is no conflict.
         let own = names("gadgets", "Gadget", &["g"]);
         assert_eq!(accept(&own, &own, &taken).1, None);

@@ -68,7 +68,7 @@ impl Entry {
         let name = crd.name().to_owned();
         let mut definition = None;
         if conditions::is_true(&crd["status"], "Established") {
-            match Definition::new(stored.clone(), revision) {
+            match Definition::of(&crd, stored.clone(), revision) {
                 Ok(new) => {
                     let known = before.and_then(|before| before.definition.as_ref());
                     let known = known.filter(|known| known.fingerprint == new.fingerprint);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use mussel_api::custom::Custom;
 use mussel_api::object::{self, ObjectExt};
 use mussel_api::resource::Resource;
 use mussel_api::schema::{self, Schema};
@@ -30,7 +31,7 @@ pub struct Call<'a> {
     /// Empty for cluster-scoped resources, and for requests across namespaces.
     pub namespace: String,
     pub form: Form,
-    pub schema: Schema,
+    schema: SchemaOf,
     /// How objects are stored: `pods`, `deployments.apps`.
     pub stored_as: String,
     pub rules: &'static dyn Rules,
@@ -38,6 +39,12 @@ pub struct Call<'a> {
     pub admits: bool,
     /// The definition of the custom resource is no longer what it was when the request came.
     outdated: AtomicBool,
+}
+
+/// Where the schema of a resource comes from.
+enum SchemaOf {
+    BuiltIn(Schema),
+    Custom(Custom),
 }
 
 /// An object as it is in the store.
@@ -61,7 +68,10 @@ impl<'a> Call<'a> {
         request: &'a Request,
         form: Form,
     ) -> Result<Self, Status> {
-        let schema = registry.schema(&resource)?;
+        let schema = match &resource.custom {
+            Some(custom) => SchemaOf::Custom(custom.clone()),
+            None => SchemaOf::BuiltIn(registry.schema(&resource)?),
+        };
         let stored_as = stored_as(&resource);
         let rules = strategy::rules(&resource, &stored_as);
         let namespace = if resource.namespaced { request.info.namespace.clone() } else { String::new() };
@@ -81,6 +91,15 @@ impl<'a> Call<'a> {
         Ok(call)
     }
 
+    /// What objects of the resource are made of. That of a custom kind is read at the first use, which most of what is
+    /// asked of one is not: nobody who only watches needs it.
+    pub fn schema(&self) -> &Schema {
+        match &self.schema {
+            SchemaOf::BuiltIn(schema) => schema,
+            SchemaOf::Custom(custom) => &custom.compiled().schema,
+        }
+    }
+
     pub fn name(&self) -> &str {
         &self.request.info.name
     }
@@ -93,7 +112,7 @@ impl<'a> Call<'a> {
         Expected {
             api_version: self.resource.api_version(),
             kind: &self.resource.kind,
-            schema: &self.schema,
+            schema: self.schema(),
             custom: self.resource.custom.as_ref(),
         }
     }

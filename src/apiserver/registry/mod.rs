@@ -161,10 +161,8 @@ impl Registry {
         }
     }
 
+    /// The schema of a built-in resource.
     fn schema(&self, resource: &Resource) -> Result<Schema, Status> {
-        if let Some(custom) = &resource.custom {
-            return Ok(custom.compiled().schema.clone());
-        }
         let known = self.schemas.read().unwrap_or_else(PoisonError::into_inner).get(&*resource.schema).cloned();
         if let Some(schema) = known {
             return Ok(schema);

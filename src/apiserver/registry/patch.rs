@@ -145,7 +145,7 @@ pub async fn patch(call: &Call<'_>, part: &dyn Part) -> Result<Response, Status>
                 time: jiff::Timestamp::now(),
             };
             let reset = call.reset(part.subresource());
-            let object = apply::apply_resetting(old, &applied, &manager, options.force, &call.schema, reset)
+            let object = apply::apply_resetting(old, &applied, &manager, options.force, call.schema(), reset)
                 .map_err(|error| apply_error(call, name, error))?;
             Ok(Made { object, tracked: true, patched: true })
         }

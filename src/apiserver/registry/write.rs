@@ -213,7 +213,7 @@ impl Call<'_> {
             if !tracked {
                 let api_version = self.resource.api_version();
                 let manager = self.manager(options, Operation::Update, &api_version, "");
-                apply::track_update_resetting(None, &mut new, &manager, &self.schema, self.reset(""));
+                apply::track_update_resetting(None, &mut new, &manager, self.schema(), self.reset(""));
             }
 
             let attributes = Attributes {
@@ -376,7 +376,13 @@ impl Call<'_> {
         if !tracked {
             let api_version = self.resource.api_version();
             let manager = self.manager(options, Operation::Update, &api_version, part.subresource());
-            apply::track_update_resetting(Some(&old), &mut new, &manager, &self.schema, self.reset(part.subresource()));
+            apply::track_update_resetting(
+                Some(&old),
+                &mut new,
+                &manager,
+                self.schema(),
+                self.reset(part.subresource()),
+            );
         }
         let attributes = Attributes {
             operation: admission::Operation::Update,

@@ -115,8 +115,8 @@ fn of_metadata(metadata: &Props, level: Level, embedded: bool, path: &Path, erro
         || metadata.int_or_string
         || metadata.list_type.is_some()
         || metadata.map_type.is_some()
-        || !metadata.description.is_empty()
-        || !metadata.title.is_empty()
+        || metadata.has_description
+        || metadata.has_title
         || !metadata.required.is_empty()
         || !metadata.rules.is_empty();
     if level == Level::Root && says_more {
@@ -168,10 +168,10 @@ fn nested(props: &Props, skips_any: bool, path: &Path, errors: &mut FieldErrors)
         (!props.ty.is_empty(), "type", "must be empty to be structural"),
         (props.additional_properties.is_some(), "additionalProperties", "must be undefined to be structural"),
         (props.default.is_some(), "default", "must be undefined to be structural"),
-        (!props.title.is_empty(), "title", "must be empty to be structural"),
-        (!props.description.is_empty(), "description", "must be empty to be structural"),
+        (props.has_title, "title", "must be empty to be structural"),
+        (props.has_description, "description", "must be empty to be structural"),
         (props.nullable, "nullable", "must be false to be structural"),
-        (props.external_docs.is_some(), "externalDocs", "must be undefined to be structural"),
+        (props.has_external_docs, "externalDocs", "must be undefined to be structural"),
         (props.preserve_unknown, "x-kubernetes-preserve-unknown-fields", "must be false to be structural"),
         (props.embedded, "x-kubernetes-embedded-resource", "must be false to be structural"),
         (props.int_or_string, "x-kubernetes-int-or-string", "must be false to be structural"),

@@ -99,6 +99,26 @@ async fn a_definition_is_established_and_serves_its_kind() {
     );
     let proto = cluster.send("GET", WIDGETS, &[("accept", "application/vnd.kubernetes.protobuf")], "").await;
     assert_eq!(proto.code, 406);
+    let proto = [("content-type", "application/vnd.kubernetes.protobuf")];
+    assert_eq!(cluster.send("POST", WIDGETS, &proto, "k8s\0\x0a\x15").await.code, 400);
+    let discovery = [("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")];
+    let groups = cluster.send("GET", "/apis", &discovery, "").await.ok();
+    let group =
+        groups["items"].as_array().unwrap().iter().find(|group| group["metadata"]["name"] == "example.com").unwrap();
+    assert_eq!(group["versions"][0]["freshness"], "Current");
+    let resource = &group["versions"][0]["resources"][0];
+    assert_eq!((resource["resource"].as_str(), resource["scope"].as_str()), (Some("widgets"), Some("Namespaced")));
+    assert_eq!((resource["categories"].clone(), resource["shortNames"].clone()), (json!(["all"]), json!(["wd"])));
+    let json_patch = json!([{"op": "add", "path": "/spec/odd", "value": 1}]);
+    let patched =
+        cluster.patch(&format!("{WIDGETS}/a?fieldValidation=Strict"), "json", json_patch.clone()).await.refused();
+    assert!(
+        patched.0 == 422 && patched.2.contains("strict decoding error: unknown field \"spec.odd\""),
+        "{}",
+        patched.2
+    );
+    let warned = cluster.patch(&format!("{WIDGETS}/a"), "json", json_patch).await;
+    assert_eq!(warned.headers["warning"], "299 - \"unknown field \\\"spec.odd\\\"\"");
     // Without a status of its own a status is a field like others.
     let put = cluster.patch(&format!("{WIDGETS}/a"), "merge", json!({"status": {"x": 1}})).await.ok();
     assert_eq!((&put["status"]["x"], &put["metadata"]["generation"]), (&json!(1), &json!(3)));
@@ -251,6 +271,21 @@ async fn names_are_given_once_in_a_group() {
     };
     assert_eq!(condition(&seen, "Established"), "False");
     assert_eq!(cluster.get("/apis/example.com/v1/gadgets").await.code, 404);
+    // Nor is a built-in name given away, and least of all are built-in objects.
+    let mut thief = crd(json!([version("v1", true, json!({}))]));
+    thief["metadata"] = json!({"name": "ingresses.networking.k8s.io", "annotations": {"api-approved.kubernetes.io": "unapproved, a test"}});
+    thief["spec"]["group"] = "networking.k8s.io".into();
+    thief["spec"]["names"] = json!({"plural": "ingresses", "kind": "Mine"});
+    cluster.post(CRDS, thief).await.ok();
+    let mut thefts =
+        cluster.watch(&format!("{CRDS}?watch=1&fieldSelector=metadata.name=ingresses.networking.k8s.io")).await;
+    while condition(&thefts.next().await.unwrap()["object"], "NamesAccepted") != "False" {}
+    let ingress = json!({"metadata": {"name": "kept"}, "spec": {"defaultBackend": {"service": {"name": "a", "port": {"number": 1}}}}});
+    let ingresses = "/apis/networking.k8s.io/v1/namespaces/default/ingresses";
+    cluster.post(ingresses, ingress).await.ok();
+    cluster.delete(&format!("{CRDS}/ingresses.networking.k8s.io"), Value::Null).await.ok();
+    while thefts.next().await.unwrap()["type"] != "DELETED" {}
+    assert_eq!(cluster.get(&format!("{ingresses}/kept")).await.code, 200);
     // The name is free when its owner is gone.
     cluster.delete(CRD, Value::Null).await.ok();
     loop {
