@@ -27,7 +27,7 @@ const META: [&str; 3] = ["apiVersion", "kind", "metadata"];
 /// When an embedded object has metadata of the wrong shape.
 pub fn coerce(object: &mut Value, props: &Props) -> Result<Coerced, DecodeError> {
     let mut walk = Walk { found: Coerced::default(), path: String::new(), failure: None };
-    walk.prune(object, props, true);
+    walk.prune(object, props, true, false);
     match walk.failure {
         Some(error) => Err(error),
         None => Ok(walk.found),
@@ -37,7 +37,7 @@ pub fn coerce(object: &mut Value, props: &Props) -> Result<Coerced, DecodeError>
 /// The same for a part of an object: what its schema does not know, by name.
 pub fn coerce_part(value: &mut Value, props: &Props) -> Result<Vec<String>, DecodeError> {
     let mut walk = Walk { found: Coerced::default(), path: String::new(), failure: None };
-    walk.prune(value, props, false);
+    walk.prune(value, props, false, false);
     match walk.failure {
         Some(error) => Err(error),
         None => Ok(walk.found.unknown),
@@ -68,30 +68,32 @@ impl Walk {
         self.path.truncate(length);
     }
 
-    fn prune(&mut self, value: &mut Value, props: &Props, is_object: bool) {
+    /// `open`: unknown fields stay, by what a list around this says.
+    fn prune(&mut self, value: &mut Value, props: &Props, is_object: bool, open: bool) {
         let is_object = is_object || props.embedded;
+        let open = open || props.preserve_unknown;
         match value {
             Value::Object(map) => {
                 if props.embedded && !self.path.is_empty() {
                     self.metadata(map);
                 }
-                self.members(map, props, is_object);
+                self.members(map, props, is_object, open);
             }
             Value::Array(list) => {
                 let none = Props::default();
                 let items = props.items.as_deref();
-                if items.is_none() && props.preserve_unknown {
+                if items.is_none() && open {
                     return;
                 }
                 for (at, item) in list.iter_mut().enumerate() {
-                    self.inside(&format!("[{at}]"), |walk| walk.prune(item, items.unwrap_or(&none), false));
+                    self.inside(&format!("[{at}]"), |walk| walk.prune(item, items.unwrap_or(&none), false, open));
                 }
             }
             _ => {}
         }
     }
 
-    fn members(&mut self, map: &mut Map<String, Value>, props: &Props, is_object: bool) {
+    fn members(&mut self, map: &mut Map<String, Value>, props: &Props, is_object: bool, open: bool) {
         let none = Props::default();
         let mut gone = Vec::new();
         for (name, value) in map.iter_mut() {
@@ -101,8 +103,8 @@ impl Walk {
                 .or_else(|| props.additional_properties.as_ref().map(|_| props.values().unwrap_or(&none)));
             match known {
                 _ if is_meta => {}
-                Some(known) => self.inside(name, |walk| walk.prune(value, known, false)),
-                None if props.preserve_unknown => {}
+                Some(known) => self.inside(name, |walk| walk.prune(value, known, false, false)),
+                None if open => {}
                 None => gone.push(name.clone()),
             }
         }

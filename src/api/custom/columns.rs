@@ -22,17 +22,14 @@ pub struct Column {
 
 /// `columnDefinitions` of a table of this kind.
 pub fn definitions(custom: &Custom) -> Value {
-    let [name, age] = table::name_and_age();
+    let [name, mut age] = table::name_and_age();
+    age["type"] = "date".into();
     let mut columns = vec![name];
     if custom.version().columns.is_empty() {
         columns.push(age);
     }
     columns.extend(custom.version().columns.iter().map(|column| {
-        let description = match column.description.as_str() {
-            "" => format!("Custom resource definition column (in JSONPath format): {}", column.name),
-            text => text.to_owned(),
-        };
-        json!({"name": column.name, "type": column.ty, "format": column.format, "description": description,
+        json!({"name": column.name, "type": column.ty, "format": column.format, "description": column.description,
             "priority": column.priority})
     }));
     columns.into()

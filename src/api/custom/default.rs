@@ -9,17 +9,18 @@ pub fn default(value: &mut Value, props: &Props) {
     match value {
         Value::Object(map) => {
             map.retain(|name, value| {
-                if !value.is_null() {
-                    return true;
-                }
                 let known = props.property(name).or_else(|| props.values());
-                known.is_none_or(|known| known.nullable || known.ty.is_empty())
+                let Some(known) = known.filter(|known| value.is_null() && !known.nullable) else { return true };
+                if let Some(known) = &known.default {
+                    *value = known.clone();
+                }
+                !value.is_null()
             });
             for (name, property) in &props.properties {
-                if let Some(default) = &property.default
+                if let Some(known) = &property.default
                     && !map.contains_key(name)
                 {
-                    map.insert(name.clone(), default.clone());
+                    map.insert(name.clone(), known.clone());
                 }
             }
             for (name, value) in map.iter_mut() {
@@ -31,8 +32,13 @@ pub fn default(value: &mut Value, props: &Props) {
             }
         }
         Value::Array(list) => {
-            if let Some(items) = &props.items {
-                list.iter_mut().for_each(|item| default(item, items));
+            let Some(items) = &props.items else { return };
+            for item in list {
+                // A null in a list has a place, and stays for validation to refuse.
+                if let Some(known) = items.default.as_ref().filter(|_| item.is_null() && !items.nullable) {
+                    *item = known.clone();
+                }
+                default(item, items);
             }
         }
         _ => {}

@@ -180,7 +180,13 @@ impl ServedVersion {
                 name: text(&column["name"]),
                 ty: text(&column["type"]),
                 format: text(&column["format"]),
-                description: text(&column["description"]),
+                description: match column["description"].as_str() {
+                    None | Some("") => {
+                        let path = text(&column["jsonPath"]);
+                        format!("Custom resource definition column (in JSONPath format): {path}")
+                    }
+                    Some(text) => text.to_owned(),
+                },
                 priority: column["priority"].as_i64().unwrap_or_default(),
                 path: JsonPath::parse(column["jsonPath"].as_str()?).ok()?,
             })

@@ -195,9 +195,71 @@ fn defaults_are_filled_in_at_every_depth() {
     let mut object = json!({"spec": {"a": null, "list": [{}], "n": null, "gone": null}});
     default(&mut object, &props);
     assert_eq!(object, json!({"spec": {"a": 1, "b": {"c": "x"}, "list": [{"d": true}], "n": null}}));
+    let props =
+        Props::parse(&json!({"type": "object", "additionalProperties": {"type": "string", "default": "z"}})).unwrap();
+    let mut map = json!({"a": null, "b": "c"});
+    default(&mut map, &props);
+    assert_eq!(map, json!({"a": "z", "b": "c"}));
+    let props = Props::parse(&spec(json!({"a": {"type": "integer", "default": 1}}))).unwrap();
     let mut none = json!({});
     default(&mut none, &props);
     assert_eq!(none, json!({}), "nothing is made where nothing was");
+}
+
+#[test]
+fn what_is_open_stays_open_within_its_lists() {
+    let items = json!({"type": "object", "properties": {"a": {"type": "object", "properties": {}}}});
+    let open =
+        Props::parse(&json!({"type": "array", "x-kubernetes-preserve-unknown-fields": true, "items": items})).unwrap();
+    let mut list = json!([{"x": 1, "a": {"y": 2}}]);
+    coerce_part(&mut list, &open).unwrap();
+    assert_eq!(list, json!([{"x": 1, "a": {}}]));
+    let closed = Props::parse(&json!({"type": "array", "items": items})).unwrap();
+    coerce_part(&mut list, &closed).unwrap();
+    assert_eq!(list, json!([{"a": {}}]));
+    let any = Props::parse(&json!({"type": "object", "additionalProperties": true})).unwrap();
+    let mut map = json!({"a": 1, "b": {"c": 2}});
+    coerce_part(&mut map, &any).unwrap();
+    assert_eq!(map, json!({"a": 1, "b": {}}), "as upstream: what is within is unknown");
+}
+
+#[test]
+fn what_generators_write_is_understood() {
+    let quantity = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";
+    let schema = json!({"type": "object", "description": "A.", "required": ["spec"], "properties": {
+        "apiVersion": {"type": "string", "description": "B."}, "kind": {"type": "string", "description": "C."}, "metadata": {"type": "object"},
+        "spec": {"type": "object", "properties": {
+            "cpu": {"anyOf": [{"type": "integer"}, {"type": "string"}], "pattern": quantity, "x-kubernetes-int-or-string": true},
+            "limits": {"type": "object", "additionalProperties": {"anyOf": [{"type": "integer"}, {"type": "string"}], "pattern": quantity, "x-kubernetes-int-or-string": true}},
+            "port": {"allOf": [{"anyOf": [{"type": "integer"}, {"type": "string"}]}, {"minLength": 1}], "x-kubernetes-int-or-string": true},
+            "raw": {"x-kubernetes-preserve-unknown-fields": true},
+            "ref": {"type": "object", "x-kubernetes-map-type": "atomic", "default": {}, "properties": {"name": {"type": "string", "default": ""}}},
+            "one": {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {"type": "string"}, "b": {"type": "string"}}},
+            "conditions": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"], "items": {"type": "object",
+                "required": ["type"], "properties": {"type": {"type": "string", "maxLength": 316, "pattern": "^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$"},
+                    "lastTransitionTime": {"type": "string", "format": "date-time"}, "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0}}}},
+        }, "x-kubernetes-validations": [{"rule": "has(self.cpu)", "message": "cpu"}]}}});
+    let errors = crate::validation::crd_create(&crd(&schema));
+    assert_eq!(errors, [], "{errors:?}");
+    let custom = custom(&schema);
+    let object = |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "a"}, "spec": spec});
+    let good = object(
+        json!({"cpu": "100m", "limits": {"x": 2, "y": "1Gi"}, "port": "http", "raw": [{"a": 1}], "one": {"a": "x"},
+        "conditions": [{"type": "Ready", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}),
+    );
+    let errors = validate(&custom, &good);
+    assert_eq!(errors, [], "{errors:?}");
+    let decoded = decode::check_custom(good.clone(), &custom.compiled().props, Strictness::Strict).unwrap();
+    assert_eq!(decoded.object, good);
+    for bad in [
+        json!({"cpu": "much"}),
+        json!({"limits": {"x": true}}),
+        json!({"port": ""}),
+        json!({"one": {}}),
+        json!({"one": {"a": "", "b": ""}}),
+    ] {
+        assert!(!validate(&custom, &object(bad.clone())).is_empty(), "{bad}");
+    }
 }
 
 #[test]

@@ -18,6 +18,11 @@ fn find<'v>(status: &'v Value, condition: &str) -> Option<&'v Value> {
     status["conditions"].as_array()?.iter().find(|found| found["type"] == condition)
 }
 
+/// The reason of a condition; empty when there is none.
+pub fn reason<'v>(status: &'v Value, condition: &str) -> &'v str {
+    find(status, condition).and_then(|found| found["reason"].as_str()).unwrap_or_default()
+}
+
 /// Sets a condition; its time stays when its status does.
 pub fn set(status: &mut Value, condition: &str, is: bool, reason: &str, message: &str, now: &str) {
     let word = if is { "True" } else { "False" };

@@ -113,8 +113,11 @@ async fn settle(context: &Context, group: Vec<&Arc<Entry>>) -> Result<(), Status
 async fn end(server: &ApiServer, entry: &Entry) -> Result<(), Status> {
     let context = server.context();
     let in_progress = |crd: &mut Value| {
-        let message = "CustomResource deletion is in progress";
-        conditions::set(&mut crd["status"], "Terminating", true, "InstanceDeletionInProgress", message, &now());
+        // A failure is told until it is over.
+        if conditions::reason(&crd["status"], "Terminating") != "InstanceDeletionFailed" {
+            let message = "CustomResource deletion is in progress";
+            conditions::set(&mut crd["status"], "Terminating", true, "InstanceDeletionInProgress", message, &now());
+        }
     };
     if !change(context, &entry.name, in_progress).await? {
         return Ok(());
@@ -122,7 +125,22 @@ async fn end(server: &ApiServer, entry: &Entry) -> Result<(), Status> {
     if let Some(row) = entry.storage_row() {
         let prefix = key::prefix(&entry.name, "");
         loop {
-            let (remaining, seen) = purge::purge(&server.0.registry, row).await?;
+            let purged = purge::purge(&server.0.registry, row).await;
+            if let Err(status) = &purged {
+                let message = format!("could not delete instances: {}", status.message);
+                let failed = |crd: &mut Value| {
+                    conditions::set(
+                        &mut crd["status"],
+                        "Terminating",
+                        true,
+                        "InstanceDeletionFailed",
+                        &message,
+                        &now(),
+                    );
+                };
+                change(context, &entry.name, failed).await?;
+            }
+            let (remaining, seen) = purged?;
             if remaining == 0 {
                 break;
             }

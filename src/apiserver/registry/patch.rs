@@ -210,7 +210,12 @@ fn applied_object(
     }
     // What a custom kind does not know, apply itself refuses.
     let mut object = match &call.resource.custom {
-        Some(_) => applied.clone(),
+        Some(_) => {
+            // But its metadata is that of every object.
+            body::check(applied.clone(), &expected, Strictness::Ignore, warnings)
+                .map_err(|error| Status::bad_request(error.to_string()))?;
+            applied.clone()
+        }
         None => body::check(applied.clone(), &expected, options.strictness, warnings)
             .map_err(|error| Status::bad_request(error.to_string()))?,
     };
