@@ -35,8 +35,8 @@ pub struct Call<'a> {
     /// How objects are stored: `pods`, `deployments.apps`.
     pub stored_as: String,
     pub rules: &'static dyn Rules,
-    /// Whether deletions pass admission.
-    pub admits: bool,
+    /// Objects are taken as they lie in the store, and nobody is asked: no admission, no conversion. For the end of a kind.
+    pub raw: bool,
     /// The definition of the custom resource is no longer what it was when the request came.
     outdated: AtomicBool,
 }
@@ -77,8 +77,8 @@ impl<'a> Call<'a> {
         let namespace = if resource.namespaced { request.info.namespace.clone() } else { String::new() };
         let context = &registry.context;
         let outdated = AtomicBool::new(false);
-        let admits = true;
-        Ok(Self { registry, context, resource, request, namespace, form, schema, stored_as, rules, admits, outdated })
+        let raw = false;
+        Ok(Self { registry, context, resource, request, namespace, form, schema, stored_as, rules, raw, outdated })
     }
 
     /// The same request, turned to another resource: an eviction that deletes a pod.
@@ -129,6 +129,7 @@ impl<'a> Call<'a> {
         drop(versioned);
         let object = object::decode(&stored, revision.0).map_err(Status::internal)?;
         let object = match &self.resource.custom {
+            _ if self.raw => object,
             Some(custom) if custom.is_current(&stored, revision.0) => {
                 stale |= !custom.is_storage();
                 object
@@ -168,6 +169,9 @@ impl<'a> Call<'a> {
 
     /// The stored form of an object in the served version.
     pub async fn encode(&self, object: &Value) -> Result<Bytes, Status> {
+        if self.raw {
+            return Ok(object::encode(object));
+        }
         if let Some(custom) = self.resource.custom.as_ref().filter(|custom| !custom.is_storage()) {
             let stored = custom::convert::stored(self.context, custom, object.clone()).await?;
             return Ok(object::encode(&stored));

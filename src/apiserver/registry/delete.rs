@@ -72,7 +72,7 @@ pub async fn remove(call: &Call<'_>, name: &str, options: &DeleteOptions) -> Res
             warnings: &call.request.warnings,
             config: &call.context.config,
         };
-        if call.admits {
+        if !call.raw {
             call.registry.admission.validate(&attributes, None).await?;
         }
 

@@ -1,4 +1,5 @@
-//! Deletion of every object of a resource, for those whose definition goes. Nobody is asked: not who deletes, not admission.
+//! Deletion of every object of a resource, for those whose definition goes. Nobody is asked: not
+//! admission, and no conversion webhook, which may be gone already.
 
 use std::sync::Arc;
 
@@ -51,7 +52,7 @@ pub async fn purge(registry: &Registry, row: &Arc<Resource>) -> Result<(usize, R
         async move {
             let mut call = call?;
             call.namespace = namespace;
-            call.admits = false;
+            call.raw = true;
             match remove(&call, &name, &DeleteOptions::default()).await {
                 Err(status) if status.reason != "NotFound" => Err(status),
                 _ => Ok(()),
