@@ -9,6 +9,7 @@ use serde::de::DeserializeSeed;
 use serde_json::Value;
 
 use self::walk::{Anything, Walk};
+use crate::custom::{self, Props};
 use crate::schema::Schema;
 
 /// How the bytes are to be read.
@@ -79,6 +80,64 @@ pub fn check(value: Value, schema: &Schema, strictness: Strictness) -> Result<De
     walk.finish(outcome)
 }
 
+/// Reads one object of a custom kind: its metadata is checked as that of every object, all else is pruned by the schema.
+/// Wrong types are left for validation.
+///
+/// # Errors
+/// See [`DecodeError`].
+pub fn decode_custom(
+    bytes: &[u8],
+    format: Format,
+    props: &Props,
+    strictness: Strictness,
+) -> Result<Decoded, DecodeError> {
+    let findings = if strictness == Strictness::Ignore { Strictness::Ignore } else { Strictness::Warn };
+    prune(decode(bytes, format, custom::any_object(), findings)?, props, strictness)
+}
+
+/// The same for an object that is already a value.
+///
+/// # Errors
+/// See [`DecodeError`].
+pub fn check_custom(value: Value, props: &Props, strictness: Strictness) -> Result<Decoded, DecodeError> {
+    let findings = if strictness == Strictness::Ignore { Strictness::Ignore } else { Strictness::Warn };
+    prune(check(value, custom::any_object(), findings)?, props, strictness)
+}
+
+fn prune(mut decoded: Decoded, props: &Props, strictness: Strictness) -> Result<Decoded, DecodeError> {
+    let coerced = custom::coerce(&mut decoded.object, props)?;
+    match strictness {
+        Strictness::Ignore => {}
+        Strictness::Warn => decoded.warnings.extend(coerced.unknown),
+        Strictness::Strict => {
+            decoded.warnings.extend(coerced.unknown);
+            if !decoded.warnings.is_empty() {
+                return Err(DecodeError::Strict(decoded.warnings));
+            }
+        }
+    }
+    Ok(decoded)
+}
+
+/// The line and the key of the first duplicate in a YAML mapping, in the words of the parser that upstream uses.
+pub fn yaml_duplicate(bytes: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let options = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
+        with_snippet: false,
+    };
+    let anything = Anything { format: Format::Yaml, walk: None };
+    let read =
+        serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| anything.deserialize(reader));
+    let error = read.err()?;
+    let line = error.location()?.line();
+    let key = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?.trim_start_matches([' ', '-']);
+    let key = key.split(':').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+    error.to_string().contains("duplicate").then(|| {
+        format!("error converting YAML to JSON: yaml: unmarshal errors:\n  line {line}: key {key:?} already set in map")
+    })
+}
+
 /// Any JSON or YAML as it is, for bodies without a schema (patches).
 ///
 /// # Errors
@@ -86,7 +145,7 @@ pub fn check(value: Value, schema: &Schema, strictness: Strictness) -> Result<De
 pub fn parse(bytes: &[u8], format: Format) -> Result<Value, DecodeError> {
     let outcome = match format {
         Format::Json => serde_json::from_slice(bytes).map_err(|error| syntax::json(bytes, &error)),
-        Format::Yaml => yaml(bytes, Anything { format }).map(Option::unwrap_or_default),
+        Format::Yaml => yaml(bytes, Anything { format, walk: None }).map(Option::unwrap_or_default),
     };
     outcome.map_err(DecodeError::Syntax)
 }

@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod claim;
+pub mod custom;
 pub mod decode;
 pub mod defaults;
 pub mod field;

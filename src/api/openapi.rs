@@ -65,21 +65,53 @@ pub fn v3_custom(rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8
     document(Form::V3, rows, custom)
 }
 
-/// The v2 document: all built-in rows, and the custom ones given.
-pub fn v2(custom_rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {
-    let rows: Vec<&Resource> =
-        resource::builtin().iter().map(|row| &**row).chain(custom_rows.iter().copied()).collect();
-    document(Form::V2, &rows, custom)
+/// The v2 document of all built-in rows.
+pub fn v2() -> Vec<u8> {
+    let rows: Vec<&Resource> = resource::builtin().iter().map(|row| &**row).collect();
+    document(Form::V2, &rows, &BTreeMap::new())
 }
 
-/// The v2 document as protobuf, for the clients that read it in no other form.
-pub fn v2_protobuf(custom_rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {
+/// [`v2`] as protobuf, for the clients that read it in no other form.
+pub fn v2_protobuf() -> Vec<u8> {
     // What we have just written reads back.
-    let document = serde_json::from_slice(&v2(custom_rows, custom)).unwrap_or_default();
+    let document = serde_json::from_slice(&v2()).unwrap_or_default();
     protobuf::encode(&document)
 }
 
-/// The definition of a custom kind from its CRD's `openAPIV3Schema`: with the fields that every object has.
+/// `base`, which is [`v2`]'s, with custom resources in it. What is built-in is not written anew.
+pub fn v2_with(base: &[u8], rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {
+    let mut paths = Vec::new();
+    operations::write_paths(&mut paths, Form::V2, rows);
+    let mut schemas = Vec::new();
+    definitions::write_custom(&mut schemas, rows, custom);
+    let mut out = Vec::with_capacity(base.len() + paths.len() + schemas.len());
+    let mut rest = base;
+    // Both marks are members of the document itself: within texts their quotes would be escaped.
+    for (mark, members) in [(&b"\"paths\":{"[..], &paths), (&b",\"definitions\":{"[..], &schemas)] {
+        let Some(at) = rest.windows(mark.len()).position(|window| window == mark) else { continue };
+        let (head, tail) = rest.split_at(at + mark.len());
+        out.extend_from_slice(head);
+        let members = &members[1..members.len() - 1];
+        out.extend_from_slice(members);
+        if !members.is_empty() && tail.first() != Some(&b'}') {
+            out.push(b',');
+        }
+        rest = tail;
+    }
+    out.extend_from_slice(rest);
+    out
+}
+
+/// The same for the document as protobuf, where what is appended is merged.
+pub fn v2_protobuf_with(base: &[u8], rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {
+    let mut schemas = Vec::new();
+    definitions::write_custom(&mut schemas, rows, custom);
+    let schemas = serde_json::from_slice(&schemas).unwrap_or_default();
+    [base, &protobuf::encode_definitions(&schemas)].concat()
+}
+
+/// The definition of a custom kind from its CRD's `openAPIV3Schema`: with the fields that every object has, in embedded
+/// objects too.
 pub fn custom_definition(schema: &Value) -> Value {
     let mut schema = if schema.is_object() { schema.clone() } else { json!({}) };
     schema["type"] = "object".into();
@@ -93,7 +125,27 @@ pub fn custom_definition(schema: &Value) -> Value {
         properties.insert(name, field);
     }
     schema["properties"] = Value::Object(properties);
+    embed(&mut schema);
     schema
+}
+
+fn embed(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    if map.get("x-kubernetes-embedded-resource") == Some(&Value::Bool(true)) {
+        let properties = map.entry("properties").or_insert_with(|| json!({}));
+        if let Some(properties) = properties.as_object_mut() {
+            properties.extend(definitions::object_fields());
+        }
+    }
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        // What is a reference ends here.
+        properties.values_mut().filter(|property| property.get("allOf").is_none()).for_each(embed);
+    }
+    for child in ["items", "additionalProperties"] {
+        if let Some(child) = map.get_mut(child) {
+            embed(child);
+        }
+    }
 }
 
 fn document(form: Form, rows: &[&Resource], custom: &BTreeMap<String, Value>) -> Vec<u8> {

@@ -10,10 +10,13 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
+use crate::custom::Custom;
 use crate::field::FieldErrors;
 
 type Str = Cow<'static, str>;
 type Strs = Cow<'static, [&'static str]>;
+
+pub use row::STANDARD as STANDARD_VERBS;
 
 /// A resource as served at one version. Built-in rows are static; CRDs make theirs at run time.
 #[derive(Clone, Debug)]
@@ -25,17 +28,19 @@ pub struct Resource {
     /// `pods`; the URL segment and the first segment of the storage key.
     pub plural: Str,
     pub singular: Str,
-    pub short_names: Strs,
+    pub short_names: Vec<Str>,
     pub namespaced: bool,
     /// Of `create delete deletecollection get list patch update watch`.
     pub verbs: Strs,
-    pub categories: Strs,
+    pub categories: Vec<Str>,
     pub subresources: Cow<'static, [Subresource]>,
     /// Definition name in the schema: `io.k8s.api.core.v1.Pod`.
     pub schema: Str,
     /// Group and version objects are stored in, where it is not this row's own (events, autoscaling).
     pub storage: Option<(&'static str, &'static str)>,
     pub strategy: Strategy,
+    /// The version of a CRD that the row comes from.
+    pub custom: Option<Custom>,
 }
 
 /// `pods/log`, `deployments/scale` and so on.
@@ -77,6 +82,23 @@ impl Resource {
     /// `pods`, `deployments.apps`: as messages and storage keys name it.
     pub fn qualified(&self) -> String {
         if self.group.is_empty() { self.plural.to_string() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// `PodList`
+    pub fn list_kind(&self) -> Cow<'_, str> {
+        match &self.custom {
+            Some(custom) => Cow::Borrowed(&custom.definition.names.list_kind),
+            None => format!("{}List", self.kind).into(),
+        }
+    }
+
+    /// Group and version that objects are stored in.
+    pub fn storage_version(&self) -> (&str, &str) {
+        match (&self.custom, self.storage) {
+            (Some(custom), _) => (&self.group, &custom.storage().name),
+            (None, Some(storage)) => storage,
+            (None, None) => (&self.group, &self.version),
+        }
     }
 
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {

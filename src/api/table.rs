@@ -12,19 +12,26 @@ mod text;
 mod workload;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use self::age::human_duration;
 use self::column::{AGE, Column, NAME, Printer};
+use crate::custom;
 use crate::resource::Resource;
 
 /// `columnDefinitions` of a Table.
 pub fn columns(resource: &Resource) -> Value {
+    if let Some(custom) = &resource.custom {
+        return custom::column_definitions(custom);
+    }
     printer(resource).columns.iter().map(Column::definition).collect()
 }
 
 /// The cells of one row, one for each column.
 pub fn row(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Value> {
+    if let Some(custom) = &resource.custom {
+        return custom::row(custom, object, now);
+    }
     (printer(resource).cells)(object, now)
 }
 
@@ -49,9 +56,14 @@ fn printer(resource: &Resource) -> &'static Printer {
     })
 }
 
-/// The column set of custom resources without `additionalPrinterColumns`, for those that build their own.
-pub fn name_and_age() -> Value {
-    json!([NAME.definition(), AGE.definition()])
+/// The columns that every kind has.
+pub(crate) fn name_and_age() -> [Value; 2] {
+    [NAME.definition(), AGE.definition()]
+}
+
+/// A point in time as the age column shows it.
+pub(crate) fn age(time: &str, now: Timestamp) -> String {
+    age::since(time, now)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 mod batch;
 mod config;
 mod container;
+mod crd;
 mod cursor;
 mod meta;
 mod network;
@@ -19,6 +20,7 @@ mod workload;
 
 pub use batch::*;
 pub use config::*;
+pub use crd::{Approval, crd_approval, crd_create, crd_status, crd_update};
 pub use cursor::{Field, same};
 pub use meta::{ANNOTATIONS_BYTES_MAX, NameRule, meta_create, meta_update, standard_finalizers};
 pub use network::*;

@@ -14,6 +14,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::connect::Kubelets;
 use crate::context::Context;
+use crate::custom;
 use crate::encryption::{Encryption, Storage};
 use crate::filters::Limits;
 use crate::handler::{Body, Response};
@@ -22,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::registry::Registry;
 use crate::tokens::{KeyError, Tokens};
+use crate::webhook;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -84,6 +86,7 @@ impl ApiServer {
             authenticator: Authenticator::new(&config, storage.clone(), Arc::clone(&tokens)),
             authorizer,
             catalog: Catalog::default(),
+            conversions: webhook::Client::default(),
             health: Health::new(store, stop.clone(), &[OBJECTS_HOOK, ROLES_HOOK]),
             metrics,
             config,
@@ -92,12 +95,17 @@ impl ApiServer {
             stop,
             tasks,
         });
+        if let Err(error) = custom::start_following(&context).await {
+            context.stop.cancel();
+            return Err(error.into());
+        }
         let (is_ready, ready) = watch::channel(false);
         let registry = Registry::new(Arc::clone(&context));
         context.tasks.spawn(encryption.clone().run(context.stop.clone()));
         let openapi = OpenApi::default();
         let inner = Arc::new(Inner { context, registry, kubelets, limits, openapi, encryption, ready });
         let server = Self(inner);
+        server.0.context.tasks.spawn(custom::run_keeper(server.clone()));
         let bootstrap = server.clone();
         server.0.context.tasks.spawn(async move {
             let stop = bootstrap.0.context.stop.clone();

@@ -13,6 +13,7 @@ use crate::encryption::Storage;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::tokens::Tokens;
+use crate::webhook;
 
 /// One per API server, shared by `Arc`.
 pub struct Context {
@@ -20,6 +21,8 @@ pub struct Context {
     /// Plain values go in and come out, whatever lies in the store.
     pub store: Storage,
     pub catalog: Catalog,
+    /// Calls the conversion webhooks of custom kinds.
+    pub conversions: webhook::Client,
     /// Signs and verifies service account tokens.
     pub tokens: Arc<Tokens>,
     /// Tells who asks; TokenReview goes through it too.

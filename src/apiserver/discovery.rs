@@ -152,7 +152,7 @@ fn response_kind<'a>(row: &'a Resource, sub: &'a Subresource) -> (&'a str, &'a s
 
 /// Changes when the version that objects are stored in changes.
 fn storage_version_hash(row: &Resource) -> String {
-    let (group, version) = row.storage.unwrap_or((&row.group, &row.version));
+    let (group, version) = row.storage_version();
     let digest = Sha256::digest(format!("{group}/{version}/{}", row.kind));
     base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &digest[..8])
 }

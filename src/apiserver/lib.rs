@@ -16,6 +16,7 @@ pub mod catalog;
 pub mod config;
 pub mod connect;
 pub mod context;
+mod custom;
 pub mod discovery;
 pub mod encryption;
 pub mod filters;
@@ -30,6 +31,7 @@ pub mod routes;
 pub mod server;
 pub mod status;
 pub mod tokens;
+pub mod webhook;
 
 pub use api_server::{ApiServer, StartError};
 pub use config::{Config, Ipv4Cidr};

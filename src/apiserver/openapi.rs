@@ -13,6 +13,7 @@ use mussel_api::openapi;
 use mussel_api::resource::Resource;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
 
 use crate::catalog::Catalog;
 use crate::handler::{Body, Response};
@@ -35,6 +36,9 @@ const V2_PROTOBUF: &str = "v2 as protobuf";
 pub struct OpenApi {
     /// By path and hash, so that a change of the catalog makes a new entry.
     built: Mutex<HashMap<String, (String, Bytes)>>,
+    /// The v2 documents of all that is built in: what CRDs bring is put into a copy.
+    v2: OnceCell<Bytes>,
+    v2_protobuf: OnceCell<Bytes>,
 }
 
 impl OpenApi {
@@ -82,7 +86,7 @@ impl OpenApi {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            self.document(path, &hash, headers).await?
+            self.document(path, &hash, &rows, headers).await?
         };
         let out = response.headers_mut();
         out.insert(header::ETAG, HeaderValue::from_str(&etag).map_err(Status::internal)?);
@@ -93,15 +97,15 @@ impl OpenApi {
         Ok(Some(response))
     }
 
-    async fn document(&self, path: &str, hash: &str, headers: &HeaderMap) -> Result<Response, Status> {
+    async fn document(&self, path: &str, hash: &str, rows: &Rows, headers: &HeaderMap) -> Result<Response, Status> {
         let known = self.built.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
         let packed = match known {
             Some((built_for, packed)) if built_for == hash => packed,
             _ => {
-                let wanted = path.to_owned();
-                let work = tokio::task::spawn_blocking(move || pack(&build(&wanted)));
-                let packed = Bytes::from(work.await.map_err(Status::internal)?.map_err(Status::internal)?);
+                let packed = self.build(path, rows).await?;
                 let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+                // Documents of groups that are no longer served go.
+                built.retain(|path, _| !path.starts_with("apis/") || rows.iter().any(|row| path_of(row) == *path));
                 built.insert(path.to_owned(), (hash.to_owned(), packed.clone()));
                 packed
             }
@@ -114,10 +118,64 @@ impl OpenApi {
             response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             return Ok(response);
         }
-        let mut plain = Vec::with_capacity(packed.len() * 8);
-        GzDecoder::new(&packed[..]).read_to_end(&mut plain).map_err(Status::internal)?;
+        let plain = unpack(&packed).map_err(Status::internal)?;
         Ok(with_type(Body::from(plain), kind))
     }
+}
+
+impl OpenApi {
+    /// The document at `path`, compressed.
+    async fn build(&self, path: &str, rows: &Rows) -> Result<Bytes, Status> {
+        let customs: Rows = rows.iter().filter(|row| row.custom.is_some()).cloned().collect();
+        if !matches!(path, "v2" | V2_PROTOBUF) {
+            let of_path: Rows = customs.into_iter().filter(|row| path_of(row) == path).collect();
+            let path = path.to_owned();
+            return in_background(
+                move || {
+                    if of_path.is_empty() { builtin(&path) } else { with(&of_path, openapi::v3_custom) }
+                },
+            )
+            .await;
+        }
+        let base = if path == "v2" { &self.v2 } else { &self.v2_protobuf };
+        let is_json = path == "v2";
+        let make = move || if is_json { openapi::v2() } else { openapi::v2_protobuf() };
+        let base = base.get_or_try_init(|| in_background(make)).await?.clone();
+        if customs.is_empty() {
+            return Ok(base);
+        }
+        in_background(move || {
+            let plain = unpack(&base).unwrap_or_default();
+            if is_json {
+                with(&customs, |rows, custom| openapi::v2_with(&plain, rows, custom))
+            } else {
+                with(&customs, |rows, custom| openapi::v2_protobuf_with(&plain, rows, custom))
+            }
+        })
+        .await
+    }
+}
+
+/// Calls `make` with the rows and the schemas of their kinds.
+fn with(rows: &Rows, make: impl FnOnce(&[&Resource], &BTreeMap<String, Value>) -> Vec<u8>) -> Vec<u8> {
+    let schema = |row: &Arc<Resource>| {
+        let custom = row.custom.as_ref()?;
+        let mut definition = openapi::custom_definition(&custom.definition.schema(custom.index));
+        let selectable = &custom.version().selectable;
+        if !selectable.is_empty() {
+            let fields = selectable.iter().map(|path| json!({"fieldPath": path.trim_start_matches('.')}));
+            definition["x-kubernetes-selectable-fields"] = fields.collect();
+        }
+        Some((row.schema.to_string(), definition))
+    };
+    let custom: BTreeMap<String, Value> = rows.iter().filter_map(schema).collect();
+    let rows: Vec<&Resource> = rows.iter().map(AsRef::as_ref).collect();
+    make(&rows, &custom)
+}
+
+async fn in_background(make: impl FnOnce() -> Vec<u8> + Send + 'static) -> Result<Bytes, Status> {
+    let work = tokio::task::spawn_blocking(move || pack(&make()));
+    Ok(Bytes::from(work.await.map_err(Status::internal)?.map_err(Status::internal)?))
 }
 
 fn path_of(row: &Resource) -> String {
@@ -125,15 +183,18 @@ fn path_of(row: &Resource) -> String {
 }
 
 fn index(rows: &Rows) -> Value {
-    let mut paths = Map::new();
+    let mut by_path: BTreeMap<String, Vec<&Arc<Resource>>> = BTreeMap::new();
     for row in rows {
-        let path = path_of(row);
-        if !paths.contains_key(&path) {
-            let hash = hash(rows.iter().filter(|row| path_of(row) == path));
-            let url = format!("/openapi/v3/{path}?hash={hash}");
-            paths.insert(path, json!({"serverRelativeURL": url}));
-        }
+        by_path.entry(path_of(row)).or_default().push(row);
     }
+    let url = |path: &str, rows: Vec<&Arc<Resource>>| format!("/openapi/v3/{path}?hash={}", hash(rows.into_iter()));
+    let paths: Map<String, Value> = by_path
+        .into_iter()
+        .map(|(path, rows)| {
+            let url = url(&path, rows);
+            (path, json!({"serverRelativeURL": url}))
+        })
+        .collect();
     json!({"paths": paths})
 }
 
@@ -144,6 +205,9 @@ fn hash<'a>(rows: impl Iterator<Item = &'a Arc<Resource>>) -> String {
     sum.update(BUILTIN.get_or_init(openapi::fingerprint));
     for row in rows {
         sum.update(format!("\n{} {} {} {:?}", row.api_version(), row.kind, row.plural, row.verbs));
+        if let Some(custom) = &row.custom {
+            sum.update(custom.definition.fingerprint.to_be_bytes());
+        }
         for sub in row.subresources.iter() {
             sum.update(format!(" {} {:?} {:?}", sub.name, sub.kind, sub.verbs));
         }
@@ -166,19 +230,23 @@ fn wants_protobuf(headers: &HeaderMap) -> bool {
     values.any(|list| list.contains("com.github.proto-openapi.spec.v2") && list.contains("protobuf"))
 }
 
+fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut plain = Vec::with_capacity(packed.len() * 8);
+    GzDecoder::new(packed).read_to_end(&mut plain)?;
+    Ok(plain)
+}
+
 fn pack(document: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(document.len() / 8), Compression::new(6));
     encoder.write_all(document)?;
     encoder.finish()
 }
 
-/// The document at `path`, as JSON. Rows that CRDs bring are left out until their schemas are kept with them.
-fn build(path: &str) -> Vec<u8> {
-    let none = BTreeMap::new();
+/// The document of a built-in group version.
+fn builtin(path: &str) -> Vec<u8> {
     match path.split('/').collect::<Vec<_>>().as_slice() {
         ["api", version] => openapi::v3("", version).unwrap_or_default(),
         ["apis", group, version] => openapi::v3(group, version).unwrap_or_default(),
-        [path] if *path == V2_PROTOBUF => openapi::v2_protobuf(&[], &none),
-        _ => openapi::v2(&[], &none),
+        _ => Vec::new(),
     }
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::api_server::Inner;
 use crate::connect;
+use crate::custom;
 use crate::discovery;
 use crate::handler::{Body, Query, Request, RequestInfo, Response, UserInfo, Warnings};
 use crate::health::Probe;
@@ -111,8 +112,7 @@ async fn resource(
     warnings: Warnings,
     request: http::Request<Body>,
 ) -> Result<Response, Status> {
-    let row = server.context.catalog.by_plural(&info.group, &info.version, &info.resource);
-    let row = row.ok_or_else(Status::unknown_resource)?;
+    let row = custom::find(&server.context, &info.group, &info.version, &info.resource).await?;
     check_shape(&row, &info, request.method())?;
     if connect::is_connect(&info) {
         return connect::handle(server, info, user, query, request).await;

@@ -122,8 +122,9 @@ async fn watch_all(collector: Arc<Collector>, stop: CancellationToken) {
     while watches.join_next().await.is_some() {}
 }
 
+/// With the version: a custom kind may go over to another one, and the watch of the old one ends for good.
 fn name_of(kind: &Served) -> (String, String) {
-    (kind.resource.group.clone(), kind.resource.plural.clone())
+    (kind.resource.api_version.clone(), kind.resource.plural.clone())
 }
 
 async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, stop: CancellationToken) {

@@ -151,6 +151,12 @@ impl Typed<'_> {
         }
     }
 
+    /// A reader of values without a schema. In custom objects it looks for duplicates, as upstream does; in built-in ones
+    /// such values are raw.
+    fn anything(&self) -> Anything<'_> {
+        Anything { format: self.walk.format, walk: (!self.schema.is_builtin()).then_some(self.walk) }
+    }
+
     /// How the members of an object are read: `None` when it is taken as it is.
     fn members(&self) -> Option<Schema> {
         match self.schema.ty() {
@@ -217,7 +223,9 @@ impl<'de> Visitor<'de> for Typed<'_> {
         };
         let mut list = Vec::new();
         let Some(items) = items else {
-            while let Some(value) = seq.next_element_seed(Anything { format: self.walk.format })? {
+            while let Some(value) =
+                self.walk.inside(Step::Index(list.len()), || seq.next_element_seed(self.anything()))?
+            {
                 list.push(value);
             }
             return Ok(Some(Value::Array(list)));
@@ -235,7 +243,7 @@ impl<'de> Visitor<'de> for Typed<'_> {
             if self.schema.ty() != Type::Any && self.schema.is_builtin() {
                 return Err(self.walk.misfit(Misfit::Type("object".to_owned()), &self.schema));
             }
-            return Anything { format: self.walk.format }.visit_map(map).map(Some);
+            return self.anything().visit_map(map).map(Some);
         };
         let named = schema.name().and_then(|name| name.rsplit('.').next());
         if let Some(name) = named {
@@ -262,7 +270,7 @@ impl<'de> Visitor<'de> for Typed<'_> {
                     let value = self.walk.inside(Step::Key(&name), || map.next_value_seed(self.of(values.clone())))?;
                     Some(value.unwrap_or_else(|| scalar::zero(&values)))
                 }
-                (None, None) => Some(map.next_value_seed(Anything { format: self.walk.format })?),
+                (None, None) => Some(self.walk.inside(Step::Key(&name), || map.next_value_seed(self.anything()))?),
             };
             match value {
                 Some(value) => object.insert(name, value),
@@ -298,12 +306,23 @@ impl<'de> serde::Deserialize<'de> for Key {
     }
 }
 
-/// Reads any value as it is.
-pub(super) struct Anything {
+/// Reads any value as it is. With a walk, duplicate keys are told to it.
+#[derive(Clone, Copy)]
+pub(super) struct Anything<'w> {
     pub format: Format,
+    pub walk: Option<&'w Walk>,
 }
 
-impl<'de> DeserializeSeed<'de> for Anything {
+impl Anything<'_> {
+    fn inside<T>(self, step: Step<'_>, read: impl FnOnce() -> T) -> T {
+        match self.walk {
+            Some(walk) => walk.inside(step, read),
+            None => read(),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Anything<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -311,7 +330,7 @@ impl<'de> DeserializeSeed<'de> for Anything {
     }
 }
 
-impl<'de> Visitor<'de> for Anything {
+impl<'de> Visitor<'de> for Anything<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -353,7 +372,7 @@ impl<'de> Visitor<'de> for Anything {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(value) = seq.next_element_seed(Self { format: self.format })? {
+        while let Some(value) = self.inside(Step::Index(list.len()), || seq.next_element_seed(self))? {
             list.push(value);
         }
         Ok(Value::Array(list))
@@ -362,7 +381,11 @@ impl<'de> Visitor<'de> for Anything {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(Key(name)) = map.next_key()? {
-            object.insert(name, map.next_value_seed(Self { format: self.format })?);
+            let value = self.inside(Step::Key(&name), || map.next_value_seed(self))?;
+            if let (Some(walk), true) = (self.walk, object.contains_key(&name)) {
+                walk.found("duplicate", &name);
+            }
+            object.insert(name, value);
         }
         Ok(Value::Object(object))
     }

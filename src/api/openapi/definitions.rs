@@ -67,6 +67,9 @@ impl<'a> Definitions<'a> {
         for name in names {
             let Some(mut definition) = self.definition(name) else { continue };
             if form == Form::V2 {
+                if self.custom.contains_key(name) {
+                    custom_v2(&mut definition);
+                }
                 to_v2(&mut definition);
                 special_v2(name, &mut definition);
             }
@@ -107,6 +110,22 @@ impl<'a> Definitions<'a> {
     }
 }
 
+/// The definitions of custom kinds alone, as an object of members: what they refer to is in the document already.
+pub(super) fn write_custom(out: &mut Vec<u8>, rows: &[&Resource], custom: &BTreeMap<String, Value>) {
+    let mut this = Definitions {
+        builtin: BTreeMap::new(),
+        custom,
+        lists: BTreeMap::new(),
+        kinds: kinds(rows),
+        wanted: BTreeSet::new(),
+    };
+    for row in rows {
+        this.lists.insert(format!("{}List", row.schema), row.schema.to_string());
+        this.wanted.insert(row.schema.to_string());
+    }
+    this.write(out, Form::V2);
+}
+
 /// `apiVersion`, `kind` and `metadata` as every object has them.
 pub(super) fn object_fields() -> Map<String, Value> {
     let text = |description: &str| json!({"type": "string", "description": description});
@@ -140,7 +159,7 @@ fn kinds(rows: &[&Resource]) -> HashMap<String, Vec<Kind>> {
         let one = |kind: String| vec![(group.clone(), version.clone(), kind)];
         kinds.insert(row.schema.to_string(), one(row.kind.to_string()));
         if row.verbs.contains(&"list") {
-            kinds.insert(format!("{}List", row.schema), one(format!("{}List", row.kind)));
+            kinds.insert(format!("{}List", row.schema), one(row.list_kind().into_owned()));
         }
     }
     for (group, version, kind) in
@@ -177,6 +196,33 @@ fn to_v2(schema: &mut Value) {
     for child in ["items", "additionalProperties"] {
         if let Some(child) = map.get_mut(child) {
             to_v2(child);
+        }
+    }
+}
+
+/// What kubectl can read of a custom schema in v2. One that is open at its root is published as nothing but an object, or
+/// else kubectl would take it for closed.
+fn custom_v2(schema: &mut Value) {
+    if schema["x-kubernetes-preserve-unknown-fields"] == true {
+        *schema = json!({"type": "object"});
+        return;
+    }
+    without_nullable(schema);
+}
+
+fn without_nullable(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    if map.get("nullable") == Some(&Value::Bool(true)) {
+        for field in ["type", "items", "properties", "additionalProperties"] {
+            map.remove(field);
+        }
+    }
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        properties.values_mut().for_each(without_nullable);
+    }
+    for child in ["items", "additionalProperties"] {
+        if let Some(child) = map.get_mut(child) {
+            without_nullable(child);
         }
     }
 }

@@ -37,6 +37,8 @@ const DELETE: &[Param] = &[
 ];
 const PRETTY: Param = ("pretty", "string", "Whether the output is for people to read.");
 const BODY_TYPES: &[&str] = &["application/json", "application/yaml"];
+const CUSTOM_PATCH_TYPES: &[&str] =
+    &["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json"];
 const PATCH_TYPES: &[&str] = &[
     "application/apply-patch+yaml",
     "application/json-patch+json",
@@ -114,7 +116,7 @@ fn operations<'a>(row: &'a Resource, verbs: &[&str], in_namespace: bool) -> Vec<
             "get" => ("get", "get", Vec::new(), None, schema.to_owned()),
             "update" => ("put", "put", WRITE.to_vec(), Some((schema.to_owned(), BODY_TYPES)), schema.to_owned()),
             "patch" => {
-                let body = (format!("{META}Patch"), PATCH_TYPES);
+                let body = (format!("{META}Patch"), patch_types(row));
                 ("patch", "patch", [WRITE, FORCE].concat(), Some(body), schema.to_owned())
             }
             _ => ("delete", "delete", DELETE.to_vec(), Some(options.clone()), status.clone()),
@@ -173,7 +175,7 @@ fn sub_operations<'a>(row: &'a Resource, sub: &'a Subresource) -> Vec<Operation<
             let (parameters, body) = match *method {
                 _ if connects => (Vec::new(), None),
                 "put" | "post" => (WRITE.to_vec(), Some((schema.clone(), BODY_TYPES))),
-                "patch" => ([WRITE, FORCE].concat(), Some((format!("{META}Patch"), PATCH_TYPES))),
+                "patch" => ([WRITE, FORCE].concat(), Some((format!("{META}Patch"), patch_types(row)))),
                 _ => (Vec::new(), None),
             };
             let verb = match *method {
@@ -196,6 +198,10 @@ fn sub_operations<'a>(row: &'a Resource, sub: &'a Subresource) -> Vec<Operation<
             }
         })
         .collect()
+}
+
+fn patch_types(row: &Resource) -> &'static [&'static str] {
+    if row.custom.is_some() { CUSTOM_PATCH_TYPES } else { PATCH_TYPES }
 }
 
 /// `CoreV1`, `RbacAuthorizationV1`

@@ -14,10 +14,17 @@ pub fn encode(document: &Value) -> Vec<u8> {
     info.text(2, document.pointer("/info/version").and_then(Value::as_str).unwrap_or_default());
     out.message(2, &info);
     out.message(8, &Message::default());
+    out.0.extend(encode_definitions(document.get("definitions").unwrap_or(&Value::Null)));
+    out.0
+}
+
+/// Definitions alone: appended to a document they join those that are in it.
+pub fn encode_definitions(members: &Value) -> Vec<u8> {
     let mut definitions = Message::default();
-    for (name, schema) in document.get("definitions").and_then(Value::as_object).into_iter().flatten() {
+    for (name, schema) in members.as_object().into_iter().flatten() {
         definitions.message(1, &named(name, &self::schema(schema)));
     }
+    let mut out = Message::default();
     out.message(9, &definitions);
     out.0
 }

@@ -67,7 +67,7 @@ fn kubectl_sees_that_patches_take_field_validation_and_dry_run() {
 
 #[test]
 fn the_v2_document_has_all_definitions() {
-    let document = parse(&v2(&[], &BTreeMap::new()));
+    let document = parse(&v2());
     check_references(&document, "#/definitions/", &document["definitions"]);
     let pod = &document["definitions"]["io.k8s.api.core.v1.Pod"];
     assert_eq!(pod["properties"]["spec"]["$ref"], "#/definitions/io.k8s.api.core.v1.PodSpec");
@@ -88,11 +88,11 @@ fn custom_kinds_join_in() {
     let custom = BTreeMap::from([(row.schema.to_string(), custom_definition(&schema))]);
     let document = parse(&v3_custom(&[&row], &custom));
     check_references(&document, "#/components/schemas/", &document["components"]["schemas"]);
-    let document = parse(&v2(&[&row], &custom));
+    let document = parse(&v2_with(&v2(), &[&row], &custom));
     check_references(&document, "#/definitions/", &document["definitions"]);
     let definition = &document["definitions"]["com.example.stable.v1.CronTab"];
     assert_eq!(definition["x-kubernetes-group-version-kind"][0]["group"], "stable.example.com");
-    assert_eq!(definition["properties"]["spec"]["properties"]["default"], json!({"type": "string"}));
+    assert_eq!(definition["properties"]["spec"]["properties"]["default"], json!({}));
     assert!(definition["properties"]["metadata"]["$ref"].is_string());
 }
 
@@ -100,4 +100,45 @@ fn custom_kinds_join_in() {
 fn the_fingerprint_is_stable() {
     assert_eq!(fingerprint(), fingerprint());
     assert_eq!(fingerprint().len(), 16);
+}
+
+#[test]
+fn custom_kinds_are_put_into_the_documents() {
+    let version = |name: &str, schema: Value| json!({"name": name, "served": true, "storage": name == "v1", "schema": {"openAPIV3Schema": schema}});
+    let closed = json!({"type": "object", "description": "A widget.", "properties": {"spec": {"type": "object", "properties": {
+        "a": {"type": "string", "nullable": true}, "template": {"type": "object", "x-kubernetes-embedded-resource": true}}}}});
+    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"spec": {"type": "object"}}});
+    let names = json!({"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "Widgets"});
+    let crd = json!({"metadata": {"name": "widgets.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced", "names": names,
+        "versions": [version("v1", closed), version("v2", open)]}, "status": {"acceptedNames": names}});
+    let definition = std::sync::Arc::new(crate::custom::Definition::new(crd.to_string().into(), 1).unwrap());
+    let rows = crate::custom::rows(&definition, 1, false);
+    let rows: Vec<&Resource> = rows.iter().collect();
+    let custom: BTreeMap<String, Value> =
+        (0..2).map(|at| (rows[at].schema.to_string(), custom_definition(&definition.schema(at)))).collect();
+
+    let v3 = parse(&v3_custom(&rows[..1], &custom));
+    let widget = &v3["components"]["schemas"]["com.example.v1.Widget"];
+    assert_eq!(
+        widget["x-kubernetes-group-version-kind"],
+        json!([{"group": "example.com", "version": "v1", "kind": "Widget"}])
+    );
+    assert_eq!(
+        (widget["description"].as_str(), widget["properties"]["kind"]["type"].as_str()),
+        (Some("A widget."), Some("string"))
+    );
+    assert!(widget["properties"]["spec"]["properties"]["template"]["properties"]["metadata"].is_object());
+    let list = &v3["components"]["schemas"]["com.example.v1.WidgetList"]["x-kubernetes-group-version-kind"][0];
+    assert_eq!(list["kind"], "Widgets");
+    check_references(&v3, "#/components/schemas/", &v3["components"]["schemas"]);
+
+    let base = v2();
+    let all = parse(&v2_with(&base, &rows, &custom));
+    check_references(&all, "#/definitions/", &all["definitions"]);
+    assert_eq!(all["definitions"]["com.example.v1.Widget"]["properties"]["spec"]["properties"]["a"], json!({}));
+    let open = all["definitions"]["com.example.v2.Widget"].as_object().unwrap();
+    assert_eq!(open.keys().collect::<Vec<_>>(), ["type", "x-kubernetes-group-version-kind"]);
+    assert!(all["paths"]["/apis/example.com/v1/namespaces/{namespace}/widgets"]["post"].is_object());
+    assert!(all["definitions"]["io.k8s.api.core.v1.Pod"].is_object() && all["paths"]["/api/v1/nodes"].is_object());
+    assert_eq!(parse(&v2_with(&base, &[], &BTreeMap::new())), parse(&base));
 }

@@ -252,6 +252,8 @@ fn apiextensions() -> Vec<Row> {
             .extension()
             .status()
             .generation()
+            .rules(validation::crd_create, validation::crd_update)
+            .status_rules(validation::crd_status)
             .default(defaults::custom_resource_definition),
     ]
 }

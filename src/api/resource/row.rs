@@ -7,8 +7,7 @@ use serde_json::Value;
 use super::{Resource, Strategy, Subresource, no_field, none_create, none_update, nothing};
 use crate::field::FieldErrors;
 
-pub(super) const STANDARD: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub const STANDARD: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const CREATE: &[&str] = &["create"];
 const READ_WRITE: &[&str] = &["get", "patch", "update"];
 const CONNECT: &[&str] = &["create", "get"];
@@ -24,10 +23,10 @@ pub(super) fn row(group: &'static str, version: &'static str, kind: &'static str
         kind: kind.into(),
         plural: plural.into(),
         singular: kind.to_ascii_lowercase().into(),
-        short_names: Cow::Borrowed(&[]),
+        short_names: Vec::new(),
         namespaced: true,
         verbs: Cow::Borrowed(STANDARD),
-        categories: Cow::Borrowed(&[]),
+        categories: Vec::new(),
         subresources: Cow::Borrowed(&[]),
         schema: schema_name(group, version, kind).into(),
         storage: None,
@@ -42,6 +41,7 @@ pub(super) fn row(group: &'static str, version: &'static str, kind: &'static str
             validate_status: none_update,
             select_field: no_field,
         },
+        custom: None,
     })
 }
 
@@ -62,19 +62,19 @@ impl Row {
     }
 
     pub fn short(mut self, names: &'static [&'static str]) -> Self {
-        self.0.short_names = names.into();
+        self.0.short_names = names.iter().map(|name| Cow::Borrowed(*name)).collect();
         self
     }
 
     /// In the category `all` of `kubectl get all`.
     pub fn all(mut self) -> Self {
-        self.0.categories = (&["all"]).into();
+        self.0.categories = vec!["all".into()];
         self
     }
 
     /// In the category of what extends the API.
     pub fn extension(mut self) -> Self {
-        self.0.categories = (&["api-extensions"]).into();
+        self.0.categories = vec!["api-extensions".into()];
         self
     }
 

@@ -20,7 +20,7 @@ pub async fn create(call: &Call<'_>, name: Option<&str>) -> Result<Response, Sta
     let request = call.request;
     let options = WriteOptions::of(request, "CreateOptions")?;
     let schema = definition("io.k8s.api.core.v1.Binding")?;
-    let expected = Expected { api_version: "v1".to_owned(), kind: "Binding", schema: &schema };
+    let expected = Expected { api_version: "v1".to_owned(), kind: "Binding", schema: &schema, custom: None };
     let format = body::format(&request.headers)?;
     let binding = body::decode(&request.body, format, &expected, options.strictness, &request.warnings)?;
     let name = name.unwrap_or_else(|| binding.name());
@@ -44,7 +44,7 @@ pub async fn create(call: &Call<'_>, name: Option<&str>) -> Result<Response, Sta
     let pods = call.on("", "v1", "pods")?;
     loop {
         let view = pods.view(Freshness::Linearizable).await?;
-        let current = pods.find(&view, name)?.ok_or_else(|| pods.not_found(name))?;
+        let current = pods.find(&view, name).await?.ok_or_else(|| pods.not_found(name))?;
         let mut pod = current.object;
         let refuse = |why: String| Err(Status::conflict("", "pods/binding", name, &why));
         if !binding.uid().is_empty() && binding.uid() != pod.uid() {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
+use mussel_api::custom::Custom;
 use mussel_api::decode::{self, DecodeError, Format, Strictness};
 use mussel_api::schema::Schema;
 use serde::Deserialize;
@@ -20,6 +21,8 @@ pub struct Expected<'a> {
     pub api_version: String,
     pub kind: &'a str,
     pub schema: &'a Schema,
+    /// The schema is that of a custom kind.
+    pub custom: Option<&'a Custom>,
 }
 
 /// From `Content-Type`; JSON when there is none.
@@ -52,8 +55,11 @@ pub fn decode(
     let kind = if named.kind.is_empty() { expected.kind } else { &named.kind };
     let api_version = if named.api_version.is_empty() { &expected.api_version } else { &named.api_version };
     let decoded = if kind == expected.kind {
-        decode::decode(body, format, expected.schema, strictness)
-            .map_err(|error| cannot_be_handled(api_version, kind, expected.kind, &error))?
+        match expected.custom {
+            Some(custom) => decode::decode_custom(body, format, &custom.compiled().props, strictness),
+            None => decode::decode(body, format, expected.schema, strictness),
+        }
+        .map_err(|error| cannot_be_handled(api_version, kind, expected.kind, &error))?
     } else {
         let why = format!(
             "no kind {kind:?} is registered for version {:?} in scheme \"k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30\"",
@@ -87,7 +93,10 @@ pub fn check(
     strictness: Strictness,
     warnings: &Warnings,
 ) -> Result<Value, DecodeError> {
-    let decoded = decode::check(value, expected.schema, strictness)?;
+    let decoded = match expected.custom {
+        Some(custom) => decode::check_custom(value, &custom.compiled().props, strictness)?,
+        None => decode::check(value, expected.schema, strictness)?,
+    };
     for warning in decoded.warnings {
         warnings.add(warning);
     }

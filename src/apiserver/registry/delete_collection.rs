@@ -1,7 +1,7 @@
 //! DELETE of all objects that a selector names.
 
 use http::StatusCode;
-use mussel_api::object::ObjectExt;
+use mussel_api::object::{self, ObjectExt};
 use mussel_store::Freshness;
 use serde_json::{Map, Value};
 
@@ -20,13 +20,23 @@ pub async fn delete_collection(call: &Call<'_>) -> Result<Response, Status> {
     let view = call.view(Freshness::Linearizable).await?;
     let prefix = key::prefix(&call.stored_as, &call.namespace);
     let mut doomed: Vec<Value> = Vec::new();
+    let mut unconverted: Vec<Value> = Vec::new();
     for (found, versioned) in view.snapshot().range(&prefix, &prefix) {
-        if selection.may_match(found, &versioned.value()?, call.resource.namespaced) {
-            let object = call.current(&versioned)?.object;
-            if selection.matches(&object) {
-                doomed.push(object);
-            }
+        if !selection.may_match(found, &versioned.value()?, call.resource.namespaced) {
+            continue;
         }
+        if call.asks() {
+            unconverted.push(object::decode(&versioned.value()?, versioned.revision.0).map_err(Status::internal)?);
+            continue;
+        }
+        let object = call.current(&versioned)?;
+        if selection.matches(&object) {
+            doomed.push(object);
+        }
+    }
+    if let Some(custom) = call.resource.custom.as_ref().filter(|_| !unconverted.is_empty()) {
+        let converted = crate::custom::convert::served(call.context, custom, unconverted).await?;
+        doomed.extend(converted.into_iter().filter(|object| selection.matches(object)));
     }
     let mut deleted = Vec::with_capacity(doomed.len());
     for object in doomed {

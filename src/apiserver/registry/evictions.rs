@@ -28,7 +28,8 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
     let options = WriteOptions::of(request, "CreateOptions")?;
     let format = body::format(&request.headers)?;
     let schema = definition("io.k8s.api.policy.v1.Eviction")?;
-    let mut expected = Expected { api_version: "policy/v1".to_owned(), kind: "Eviction", schema: &schema };
+    let mut expected =
+        Expected { api_version: "policy/v1".to_owned(), kind: "Eviction", schema: &schema, custom: None };
     // The older version has the same fields.
     let parsed = mussel_api::decode::parse(&request.body, format).unwrap_or_default();
     if parsed["apiVersion"] == "policy/v1beta1" {
@@ -42,7 +43,7 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
 
     loop {
         let view = call.view(Freshness::Linearizable).await?;
-        let pod = call.find(&view, name)?.ok_or_else(|| call.not_found(name))?.object;
+        let pod = call.find(&view, name).await?.ok_or_else(|| call.not_found(name))?.object;
         if delete.uid.is_none() {
             delete.uid = Some(pod.uid().to_owned());
         }
@@ -92,7 +93,8 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
 async fn mark(call: &Call<'_>, name: &str, delete: &DeleteOptions) -> Result<(), Status> {
     for _ in 0..ATTEMPTS_MAX {
         let view = call.view(Freshness::Linearizable).await?;
-        let Current { object: mut pod, revision, .. } = call.find(&view, name)?.ok_or_else(|| call.not_found(name))?;
+        let Current { object: mut pod, revision, .. } =
+            call.find(&view, name).await?.ok_or_else(|| call.not_found(name))?;
         let another = delete.uid.as_deref().is_some_and(|uid| uid != pod.uid());
         if another || pod.is_deleting() || matches!(pod.str_at("status.phase"), "Succeeded" | "Failed") {
             // The deletion itself says what is wrong, if anything.

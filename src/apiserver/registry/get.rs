@@ -5,7 +5,7 @@ use mussel_api::object;
 use mussel_store::{Freshness, Revision};
 
 use super::call::Call;
-use super::{convert, negotiate};
+use super::negotiate;
 use crate::handler::{Body, Response};
 use crate::status::Status;
 
@@ -26,11 +26,14 @@ pub async fn get(call: &Call<'_>) -> Result<Response, Status> {
     };
     let view = call.view(freshness).await?;
     let name = call.name();
-    let versioned = view.snapshot().get(&call.key(name)).ok_or_else(|| call.not_found(name))?;
-    if call.form.is_plain() && convert::needed(&call.resource).is_none() {
-        let bytes = object::with_resource_version(&versioned.value()?, versioned.revision.0);
-        return Ok(negotiate::response(StatusCode::OK, "application/json", Body::from(bytes)));
+    if call.form.is_plain() {
+        let versioned = view.snapshot().get(&call.key(name)).ok_or_else(|| call.not_found(name))?;
+        let stored = versioned.value()?;
+        if call.serves_stored(&stored, versioned.revision) {
+            let bytes = object::with_resource_version(&stored, versioned.revision.0);
+            return Ok(negotiate::response(StatusCode::OK, "application/json", Body::from(bytes)));
+        }
     }
-    let current = call.current(&versioned)?;
+    let current = call.find(&view, name).await?.ok_or_else(|| call.not_found(name))?;
     negotiate::respond(StatusCode::OK, call.form, &negotiate::shape_object(&call.resource, call.form, current.object))
 }

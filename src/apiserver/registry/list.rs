@@ -14,10 +14,10 @@ use super::call::Call;
 use super::options::{ListOptions, Match};
 use super::select::Selection;
 use super::{convert, key, negotiate};
-use crate::Context;
 use crate::encryption::Snapshot;
 use crate::handler::{Body, Response};
 use crate::status::Status;
+use crate::{Context, custom};
 
 /// How long a read waits for a revision that this member has not seen yet; upstream's watch cache waits as long.
 const REACH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -51,16 +51,24 @@ pub async fn list(call: &Call<'_>) -> Result<Response, Status> {
     if let Some(name) = options.name.as_deref().filter(|_| !call.resource.namespaced || !call.namespace.is_empty()) {
         let mut page = Page::default();
         if let Some(versioned) = snapshot.get(&call.key(name)) {
-            let object = call.current(&versioned)?.object;
-            if selection.matches(&object) {
-                page.objects.push(object);
+            let stored = object::decode(&versioned.value()?, versioned.revision.0).map_err(Status::internal)?;
+            drop(versioned);
+            let served = match &call.resource.custom {
+                Some(custom) => custom::convert::served(call.context, custom, vec![stored]).await?.remove(0),
+                None => convert::from_storage(&call.resource, stored),
+            };
+            if selection.matches(&served) {
+                page.objects.push(served);
             }
         }
         return render(call, &snapshot, page);
     }
 
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };
-    let plain = call.form.is_plain() && convert::needed(&call.resource).is_none();
+    if call.asks() {
+        return asking(call, &snapshot, &selection, &prefix, &start, limit, since).await;
+    }
+    let plain = call.form.is_plain() && all_as_stored(call, &snapshot, &prefix, &start)?;
     let mut page = Page::default();
     let mut taken = 0_usize;
     let mut body = Vec::new();
@@ -74,7 +82,7 @@ pub async fn list(call: &Call<'_>) -> Result<Response, Status> {
             if taken > 0 {
                 body.push(b',');
             }
-            push_item(&mut body, &versioned.value()?, versioned.revision.0);
+            push_item_of(call, &mut body, &versioned.value()?, versioned.revision.0);
             taken += 1;
             continue;
         }
@@ -85,11 +93,11 @@ pub async fn list(call: &Call<'_>) -> Result<Response, Status> {
             if taken > 0 {
                 body.push(b',');
             }
-            push_item(&mut body, &versioned.value()?, versioned.revision.0);
+            push_item_of(call, &mut body, &versioned.value()?, versioned.revision.0);
             taken += 1;
             continue;
         }
-        let object = call.current(&versioned)?.object;
+        let object = call.current(&versioned)?;
         if selection.matches(&object) {
             taken += 1;
             page.objects.push(object);
@@ -106,6 +114,66 @@ pub async fn list(call: &Call<'_>) -> Result<Response, Status> {
         return stitched(call, &snapshot, &page, &body);
     }
     render(call, &snapshot, page)
+}
+
+/// Whether every stored object is what is served. Only custom kinds, whose schema may have changed, have to look.
+fn all_as_stored(call: &Call<'_>, snapshot: &Snapshot, prefix: &[u8], start: &[u8]) -> Result<bool, Status> {
+    if call.resource.custom.is_none() {
+        return Ok(convert::needed(&call.resource).is_none());
+    }
+    for (_, versioned) in snapshot.range(prefix, start) {
+        if !call.serves_stored(&versioned.value()?, versioned.revision) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The list of a kind that has a conversion webhook: it is asked once, with all objects that may be wanted.
+async fn asking(
+    call: &Call<'_>,
+    snapshot: &Snapshot,
+    selection: &Selection,
+    prefix: &[u8],
+    start: &[u8],
+    limit: usize,
+    since: i64,
+) -> Result<Response, Status> {
+    let Some(custom) = &call.resource.custom else { return Err(Status::internal("only custom kinds have webhooks")) };
+    let exact = selection.is_everything() || selection.is_decided_by_metadata();
+    let mut next = None;
+    let mut keys = Vec::new();
+    let mut stored = Vec::new();
+    for (found, versioned) in snapshot.range(prefix, start) {
+        if exact && stored.len() == limit {
+            next = Some(found.clone());
+            break;
+        }
+        if selection.may_match(found, &versioned.value()?, call.resource.namespaced) {
+            keys.push(found.clone());
+            stored.push(object::decode(&versioned.value()?, versioned.revision.0).map_err(Status::internal)?);
+        }
+    }
+    let mut page = Page::default();
+    let served = custom::convert::served(call.context, custom, stored).await?;
+    for (key, object) in keys.into_iter().zip(served) {
+        if !exact && !selection.matches(&object) {
+            continue;
+        }
+        if page.objects.len() == limit {
+            next = Some(key);
+            break;
+        }
+        page.objects.push(object);
+    }
+    if let Some(next) = next {
+        let rest = next.strip_prefix(prefix).unwrap_or_default();
+        page.next = Some(encode_continue(snapshot.revision().0, rest, since)?);
+        if selection.is_everything() {
+            page.remaining = Some(snapshot.range(prefix, &next).count());
+        }
+    }
+    render(call, snapshot, page)
 }
 
 #[derive(Default)]
@@ -138,8 +206,8 @@ fn render(call: &Call<'_>, snapshot: &Snapshot, page: Page) -> Result<Response, 
 fn stitched(call: &Call<'_>, snapshot: &Snapshot, page: &Page, items: &[u8]) -> Result<Response, Status> {
     let metadata = serde_json::to_string(&page.metadata(snapshot)).map_err(Status::internal)?;
     let mut body = format!(
-        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-        call.resource.kind,
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+        call.resource.list_kind(),
         call.resource.api_version()
     )
     .into_bytes();
@@ -149,6 +217,15 @@ fn stitched(call: &Call<'_>, snapshot: &Snapshot, page: &Page, items: &[u8]) -> 
 }
 
 /// Items of a list carry no `apiVersion` and `kind`: the list's own says it.
+fn push_item_of(call: &Call<'_>, out: &mut Vec<u8>, stored: &[u8], revision: u64) {
+    if call.resource.custom.is_some() {
+        // Custom objects keep theirs, as upstream's untyped ones do.
+        out.extend_from_slice(&object::with_resource_version(stored, revision));
+    } else {
+        push_item(out, stored, revision);
+    }
+}
+
 fn push_item(out: &mut Vec<u8>, stored: &[u8], revision: u64) {
     const MARK: &[u8] = b",\"metadata\":{";
     let item = object::with_resource_version(stored, revision);

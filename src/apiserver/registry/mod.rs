@@ -19,6 +19,7 @@ pub mod names;
 mod negotiate;
 mod options;
 mod patch;
+pub mod purge;
 mod reviews;
 mod scale;
 mod select;
@@ -29,7 +30,7 @@ mod strategy;
 mod update;
 pub mod view;
 mod watch;
-mod write;
+pub mod write;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,6 +45,7 @@ use self::strategy::pods::{EphemeralContainers, Resize};
 use self::write::{Main, Part, StatusPart};
 use crate::Context;
 use crate::admission::Chain;
+use crate::custom;
 use crate::handler::{Request, Response};
 use crate::status::Status;
 
@@ -87,21 +89,51 @@ impl Registry {
         if let Some(review) = reviews::Review::of(&resource) {
             return review.answer(self, &resource, &request).await;
         }
+        if resource.custom.is_some() {
+            return self.handle_custom(resource, &request).await;
+        }
+        self.handle_once(&Call::new(self, resource, &request)?).await
+    }
+
+    /// A custom resource may change its definition under a request; then the request is worked on again, by the new one.
+    async fn handle_custom(&self, mut resource: Arc<Resource>, request: &Request) -> Result<Response, Status> {
         let info = &request.info;
-        let call = Call::new(self, resource, &request)?;
+        for _ in 0..write::ATTEMPTS_MAX {
+            let Some(custom) = resource.custom.clone() else { break };
+            if custom.terminating && info.verb == "create" {
+                let mut status = Status::method_not_supported(&resource.group, &resource.plural, "create");
+                status.message = "create not allowed while custom resource definition is terminating".to_owned();
+                return Err(status);
+            }
+            if let Some(warning) = &custom.version().deprecation {
+                request.warnings.add(warning.as_str());
+            }
+            let call = Call::new(self, Arc::clone(&resource), request)?;
+            let outcome = self.handle_once(&call).await;
+            if !call.is_outdated() {
+                return outcome;
+            }
+            custom::renew(&self.context, &custom.definition.name).await?;
+            resource = custom::find(&self.context, &info.group, &info.version, &info.resource).await?;
+        }
+        Err(Status::server_timeout(&resource.group, &resource.plural, &info.verb))
+    }
+
+    async fn handle_once(&self, call: &Call<'_>) -> Result<Response, Status> {
+        let info = &call.request.info;
         match (&*call.stored_as, info.subresource.as_str()) {
-            ("componentstatuses", "") => reviews::component_statuses(&call),
-            ("bindings", "") => bindings::create(&call, None).await,
-            (_, "") => self.object(&call).await,
-            (_, "status") => self.part(&call, &StatusPart).await,
-            ("pods", "binding") => bindings::create(&call, Some(&info.name)).await,
-            ("pods", "eviction") => evictions::create(&call).await,
-            ("pods", "ephemeralcontainers") => self.part(&call, &EphemeralContainers).await,
-            ("pods", "resize") => self.part(&call, &Resize).await,
-            ("namespaces", "finalize") => self.part(&call, &Finalize).await,
-            ("certificatesigningrequests.certificates.k8s.io", "approval") => self.part(&call, &Approval).await,
-            ("serviceaccounts", "token") => service_account_tokens::create(&call).await,
-            (_, "scale") => scale::handle(&call).await,
+            ("componentstatuses", "") => reviews::component_statuses(call),
+            ("bindings", "") => bindings::create(call, None).await,
+            (_, "") => self.object(call).await,
+            (_, "status") => self.part(call, &StatusPart).await,
+            ("pods", "binding") => bindings::create(call, Some(&info.name)).await,
+            ("pods", "eviction") => evictions::create(call).await,
+            ("pods", "ephemeralcontainers") => self.part(call, &EphemeralContainers).await,
+            ("pods", "resize") => self.part(call, &Resize).await,
+            ("namespaces", "finalize") => self.part(call, &Finalize).await,
+            ("certificatesigningrequests.certificates.k8s.io", "approval") => self.part(call, &Approval).await,
+            ("serviceaccounts", "token") => service_account_tokens::create(call).await,
+            (_, "scale") => scale::handle(call).await,
             _ => Err(Status::unknown_resource()),
         }
     }
@@ -129,6 +161,7 @@ impl Registry {
         }
     }
 
+    /// The schema of a built-in resource.
     fn schema(&self, resource: &Resource) -> Result<Schema, Status> {
         let known = self.schemas.read().unwrap_or_else(PoisonError::into_inner).get(&*resource.schema).cloned();
         if let Some(schema) = known {

@@ -116,13 +116,14 @@ pub fn shape_list(resource: &Resource, form: Form, metadata: Map<String, Value>,
     let metadata = Value::Object(metadata);
     match form.shape {
         Shape::Object => {
-            for object in &mut objects {
+            // Custom objects keep theirs, as upstream's untyped ones do.
+            for object in objects.iter_mut().filter(|_| resource.custom.is_none()) {
                 if let Some(map) = object.as_object_mut() {
                     map.remove("apiVersion");
                     map.remove("kind");
                 }
             }
-            json!({"kind": format!("{}List", resource.kind), "apiVersion": resource.api_version(), "metadata": metadata,
+            json!({"kind": resource.list_kind(), "apiVersion": resource.api_version(), "metadata": metadata,
                 "items": objects})
         }
         Shape::Metadata => {

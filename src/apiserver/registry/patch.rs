@@ -23,6 +23,10 @@ const ACCEPTED: [&str; 4] = [
     "application/apply-patch+yaml",
 ];
 
+/// Custom kinds have no strategy to merge by.
+const ACCEPTED_CUSTOM: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
 /// A patch, read from the request.
 pub enum Patch {
     Json(bytes::Bytes),
@@ -35,6 +39,7 @@ impl Patch {
     pub fn of(call: &Call<'_>) -> Result<Self, Status> {
         let body = &call.request.body;
         let parse = |format| decode::parse(body, format).map_err(|error| Status::bad_request(error.to_string()));
+        let is_custom = call.resource.custom.is_some();
         let object = |value: Value| match value {
             value @ Value::Object(_) => Ok(value),
             other => Err(Status::bad_request(format!(
@@ -54,16 +59,21 @@ impl Patch {
                 Ok(Self::Json(body.clone()))
             }
             "application/merge-patch+json" => Ok(Self::Merge(object(parse(Format::Json)?)?)),
-            "application/strategic-merge-patch+json" if call.schema.is_builtin() => {
+            "application/strategic-merge-patch+json" if !is_custom => {
                 Ok(Self::Strategic(object(parse(Format::Json)?)?))
             }
             "application/apply-patch+yaml" => {
+                // Upstream's parser of YAML takes no key twice.
+                if let Some(duplicate) = decode::yaml_duplicate(body).filter(|_| is_custom) {
+                    return Err(Status::bad_request(format!("error decoding YAML: {duplicate}")));
+                }
                 let value = parse(Format::Yaml)?;
                 match value {
                     value @ Value::Object(_) => Ok(Self::Apply(value)),
                     _ => Err(Status::bad_request("error decoding YAML: the applied configuration is not an object")),
                 }
             }
+            _ if is_custom => Err(Status::unsupported_media_type(&ACCEPTED_CUSTOM)),
             _ => Err(Status::unsupported_media_type(&ACCEPTED)),
         }
     }
@@ -134,7 +144,8 @@ pub async fn patch(call: &Call<'_>, part: &dyn Part) -> Result<Response, Status>
                 subresource: part.subresource(),
                 time: jiff::Timestamp::now(),
             };
-            let object = apply::apply(old, &applied, &manager, options.force, &call.schema)
+            let reset = call.reset(part.subresource());
+            let object = apply::apply_resetting(old, &applied, &manager, options.force, call.schema(), reset)
                 .map_err(|error| apply_error(call, name, error))?;
             Ok(Made { object, tracked: true, patched: true })
         }
@@ -197,8 +208,17 @@ fn applied_object(
             applied.name()
         )));
     }
-    let mut object = body::check(applied.clone(), &expected, options.strictness, warnings)
-        .map_err(|error| Status::bad_request(error.to_string()))?;
+    // What a custom kind does not know, apply itself refuses.
+    let mut object = match &call.resource.custom {
+        Some(_) => {
+            // But its metadata is that of every object.
+            body::check(applied.clone(), &expected, Strictness::Ignore, warnings)
+                .map_err(|error| Status::bad_request(error.to_string()))?;
+            applied.clone()
+        }
+        None => body::check(applied.clone(), &expected, options.strictness, warnings)
+            .map_err(|error| Status::bad_request(error.to_string()))?,
+    };
     object.meta_mut().insert("name".to_owned(), name.into());
     if !call.namespace.is_empty() && object.namespace().is_empty() {
         object.meta_mut().insert("namespace".to_owned(), call.namespace.as_str().into());

@@ -51,7 +51,8 @@ impl Review {
         let options = WriteOptions::of(request, "CreateOptions")?;
         let format = body::format(&request.headers)?;
         let schema = registry.schema(resource)?;
-        let expected = Expected { api_version: resource.api_version(), kind: &resource.kind, schema: &schema };
+        let expected =
+            Expected { api_version: resource.api_version(), kind: &resource.kind, schema: &schema, custom: None };
         let mut review = body::decode(&request.body, format, &expected, options.strictness, &request.warnings)?;
         review.meta_mut().insert("creationTimestamp".to_owned(), Value::Null);
         let invalid = |path: Path, why: &str| {

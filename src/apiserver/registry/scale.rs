@@ -1,6 +1,7 @@
 //! `…/scale`: the replica count of a workload, in the same shape for all of them.
 
 use http::StatusCode;
+use mussel_api::custom;
 use mussel_api::field::{FieldError, FieldErrors, Path};
 use mussel_api::object::ObjectExt;
 use mussel_store::Freshness;
@@ -21,11 +22,11 @@ pub async fn handle(call: &Call<'_>) -> Result<Response, Status> {
     let name = call.name();
     let request = call.request;
     let schema = definition(SCHEMA)?;
-    let expected = Expected { api_version: "autoscaling/v1".to_owned(), kind: "Scale", schema: &schema };
+    let expected = Expected { api_version: "autoscaling/v1".to_owned(), kind: "Scale", schema: &schema, custom: None };
     let object = match request.info.verb.as_str() {
         "get" => {
             let view = call.view(Freshness::Linearizable).await?;
-            call.find(&view, name)?.ok_or_else(|| call.not_found(name))?.object
+            call.find(&view, name).await?.ok_or_else(|| call.not_found(name))?.object
         }
         "update" => {
             let options = WriteOptions::of(request, "UpdateOptions")?;
@@ -46,7 +47,7 @@ pub async fn handle(call: &Call<'_>) -> Result<Response, Status> {
             super::patch::check_options(call, &patch)?;
             let make = |old: Option<&Value>| {
                 let object = old.ok_or_else(|| call.not_found(name))?;
-                let before = of(object);
+                let before = scale(call, object)?;
                 let after = match &patch {
                     // A scale has one field to own; applying it is setting it.
                     Patch::Apply(applied) => mussel_api::patch::merge(&before, applied),
@@ -58,7 +59,7 @@ pub async fn handle(call: &Call<'_>) -> Result<Response, Status> {
         }
         _ => return Err(Status::method_not_allowed()),
     };
-    negotiate::respond(StatusCode::OK, call.form, &of(&object))
+    negotiate::respond(StatusCode::OK, call.form, &scale(call, &object)?)
 }
 
 /// The object with the replicas of `scale`.
@@ -70,7 +71,10 @@ fn scaled(call: &Call<'_>, old: Option<&Value>, scale: &Value) -> Result<Made, S
         let error = FieldError::invalid(&path, replicas, "must be greater than or equal to 0");
         return Err(Status::invalid("autoscaling", "Scale", call.name(), &vec![error]));
     }
-    object["spec"]["replicas"] = replicas.into();
+    match custom_paths(call) {
+        Some(paths) => custom::with_replicas(&mut object, paths, replicas).map_err(Status::internal)?,
+        None => object["spec"]["replicas"] = replicas.into(),
+    }
     let metadata = object.meta_mut();
     for field in ["resourceVersion", "uid"] {
         match scale["metadata"].get(field).filter(|value| value.as_str().is_some_and(|text| !text.is_empty())) {
@@ -81,7 +85,18 @@ fn scaled(call: &Call<'_>, old: Option<&Value>, scale: &Value) -> Result<Made, S
     Ok(Made::plain(object))
 }
 
-/// The scale of an object.
+fn custom_paths<'c>(call: &'c Call<'_>) -> Option<&'c custom::ScalePaths> {
+    call.resource.custom.as_ref()?.version().scale.as_ref()
+}
+
+fn scale(call: &Call<'_>, object: &Value) -> Result<Value, Status> {
+    match custom_paths(call) {
+        Some(paths) => custom::scale_of(object, paths).map_err(Status::internal),
+        None => Ok(of(object)),
+    }
+}
+
+/// The scale of an object of a built-in kind.
 fn of(object: &Value) -> Value {
     let mut metadata = Map::new();
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {

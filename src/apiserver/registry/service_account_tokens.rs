@@ -29,13 +29,17 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
     let request = call.request;
     let options = WriteOptions::of(request, "CreateOptions")?;
     let schema = definition("io.k8s.api.authentication.v1.TokenRequest")?;
-    let expected =
-        Expected { api_version: "authentication.k8s.io/v1".to_owned(), kind: "TokenRequest", schema: &schema };
+    let expected = Expected {
+        api_version: "authentication.k8s.io/v1".to_owned(),
+        kind: "TokenRequest",
+        schema: &schema,
+        custom: None,
+    };
     let format = body::format(&request.headers)?;
     let mut wish = body::decode(&request.body, format, &expected, options.strictness, &request.warnings)?;
     let view = call.view(Freshness::Linearizable).await?;
     let name = call.name();
-    let account = call.find(&view, name)?.ok_or_else(|| call.not_found(name))?.object;
+    let account = call.find(&view, name).await?.ok_or_else(|| call.not_found(name))?.object;
     if !wish.name().is_empty() && wish.name() != name {
         let path = Path::new("metadata").child("name");
         let error = FieldError::invalid(&path, wish.name(), "must match the service account name");

@@ -20,10 +20,10 @@ use super::options::ListOptions;
 use super::select::Selection;
 use super::shared::{Shared, SharedEvents};
 use super::{convert, key};
-use crate::Context;
 use crate::encryption::{Snapshot, StorageWatchError, Watch};
 use crate::handler::{Body, Response};
 use crate::status::Status;
+use crate::{Context, custom};
 
 /// Clients may count on a bookmark about this often.
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
@@ -71,11 +71,16 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
     let seconds =
         options.timeout_seconds.unwrap_or_else(|| rand::random_range(TIMEOUT_SECONDS_MIN..2 * TIMEOUT_SECONDS_MIN));
     let now = Instant::now();
+    let mut changes = call.context.catalog.changes();
+    // The definition may have changed since the request came.
+    changes.mark_changed();
     let watcher = Watcher {
         context: Arc::clone(call.context),
         events: Arc::clone(&call.registry.events),
         resource: Arc::clone(&call.resource),
         converts: convert::needed(&call.resource).is_some(),
+        asks: call.asks(),
+        changes,
         form: call.form,
         selection,
         watch,
@@ -104,6 +109,10 @@ struct Watcher {
     events: Arc<SharedEvents>,
     resource: Arc<Resource>,
     converts: bool,
+    /// What is stored may be shown only after a webhook was asked.
+    asks: bool,
+    /// Of the catalog: a custom kind whose definition changes ends its watches.
+    changes: tokio::sync::watch::Receiver<u64>,
     form: Form,
     selection: Selection,
     watch: Watch,
@@ -148,7 +157,7 @@ impl Watcher {
                 return None;
             }
             if self.initial.is_some() {
-                if let Err(status) = self.initial_batch() {
+                if let Err(status) = self.initial_batch().await {
                     self.push_error(&status);
                 }
                 continue;
@@ -165,11 +174,19 @@ impl Watcher {
                     }
                     Err(StorageWatchError::Transform(error)) => Wake::Error(error.into()),
                 },
+                // Cancel-safe: a change that was not seen stays unseen.
+                changed = self.changes.changed(), if self.resource.custom.is_some() => {
+                    if changed.is_ok() && self.is_in_force() { continue } else { Wake::End }
+                }
                 () = tokio::time::sleep_until(self.deadline) => Wake::End,
                 () = tokio::time::sleep_until(self.bookmark_at), if self.bookmarks => Wake::Bookmark,
             };
             match wake {
-                Wake::Commit(commit) => self.commit(&commit),
+                Wake::Commit(commit) => {
+                    if let Err(status) = self.commit(&commit).await {
+                        self.push_error(&status);
+                    }
+                }
                 Wake::Bookmark => {
                     self.bookmark_at = Instant::now() + BOOKMARK_PERIOD;
                     let revision = self.watch.progress().0.max(self.last);
@@ -205,7 +222,7 @@ impl Watcher {
     ///
     /// # Errors
     /// When an object cannot be read; the watch ends with it.
-    fn initial_batch(&mut self) -> Result<(), Status> {
+    async fn initial_batch(&mut self) -> Result<(), Status> {
         let Some(mut initial) = self.initial.take() else { return Ok(()) };
         let mut next = None;
         let mut lines = Vec::new();
@@ -219,15 +236,28 @@ impl Watcher {
                 lines.push((stored, versioned.revision.0));
             }
         }
+        let mut unconverted = Vec::new();
         for (stored, revision) in lines {
-            if self.form.is_plain() && !self.converts && self.selection.is_decided_by_metadata() {
+            let as_stored = self.serves_stored(&stored, revision);
+            if self.form.is_plain() && as_stored && self.selection.is_decided_by_metadata() {
                 self.pending.push_back(line("ADDED", &object::with_resource_version(&stored, revision)));
                 continue;
             }
             let Ok(object) = object::decode(&stored, revision) else { continue };
-            let object = convert::from_storage(&self.resource, object);
+            if self.asks && !as_stored {
+                unconverted.push(object);
+                continue;
+            }
+            let object = if as_stored { object } else { self.served(object) };
             if self.selection.matches(&object) {
                 self.push_value("ADDED", object);
+            }
+        }
+        if let Some(custom) = self.resource.custom.clone().filter(|_| !unconverted.is_empty()) {
+            for object in custom::convert::served(&self.context, &custom, unconverted).await? {
+                if self.selection.matches(&object) {
+                    self.push_value("ADDED", object);
+                }
             }
         }
         match next {
@@ -246,11 +276,68 @@ impl Watcher {
         self.pending.push_back(line("ERROR", status.to_value().to_string().as_bytes()));
     }
 
-    fn commit(&mut self, commit: &Commit) {
+    /// # Errors
+    /// When a conversion webhook fails; the watch ends with it.
+    async fn commit(&mut self, commit: &Commit) -> Result<(), Status> {
         for event in commit.events.iter() {
             self.last = commit.revision.0;
-            self.event(commit.revision.0, event);
+            if self.asks {
+                self.event_asking(commit.revision.0, event).await?;
+            } else {
+                self.event(commit.revision.0, event);
+            }
         }
+        Ok(())
+    }
+
+    /// Whether the definition of a custom kind is still the one that the watch began with.
+    fn is_in_force(&self) -> bool {
+        let Some(custom) = &self.resource.custom else { return true };
+        let customs = self.context.catalog.customs();
+        let entry = customs.entries().get(&custom.definition.name);
+        let now = entry.and_then(|entry| entry.definition.as_ref());
+        now.is_some_and(|now| now.fingerprint == custom.definition.fingerprint)
+    }
+
+    fn serves_stored(&self, stored: &[u8], revision: u64) -> bool {
+        match &self.resource.custom {
+            Some(custom) => custom.is_current(stored, revision),
+            None => !self.converts,
+        }
+    }
+
+    /// A stored object as this watch shows it; for kinds that ask nobody.
+    fn served(&self, object: Value) -> Value {
+        match &self.resource.custom {
+            Some(custom) => custom::convert::served_now(custom, object),
+            None => convert::from_storage(&self.resource, object),
+        }
+    }
+
+    /// As [`Self::event`], by way of the webhook.
+    async fn event_asking(&mut self, revision: u64, event: &Event) -> Result<(), Status> {
+        let Some(custom) = self.resource.custom.clone() else { return Ok(()) };
+        let decode = |stored: &Bytes, revision: u64| object::decode(stored, revision).map_err(Status::internal);
+        let mut shown = Vec::new();
+        // What it was is shown at the revision of the event.
+        for stored in [event.previous.as_ref().map(|previous| &previous.value), event.value.as_ref()] {
+            let wanted = stored.filter(|stored| self.selection.may_match(&event.key, stored, self.resource.namespaced));
+            let object = match wanted {
+                Some(stored) => {
+                    custom::convert::served(&self.context, &custom, vec![decode(stored, revision)?]).await?.pop()
+                }
+                None => None,
+            };
+            shown.push(object.filter(|object| self.selection.matches(object)));
+        }
+        let (now, before) = (shown.pop().flatten(), shown.pop().flatten());
+        match (before, now) {
+            (None, Some(now)) => self.push_value("ADDED", now),
+            (Some(_), Some(now)) => self.push_value("MODIFIED", now),
+            (Some(before), None) => self.push_value("DELETED", before),
+            (None, None) => {}
+        }
+        Ok(())
     }
 
     fn event(&mut self, revision: u64, event: &Event) {
@@ -264,7 +351,13 @@ impl Watcher {
             (true, false) => ("DELETED", true),
             (false, false) => return,
         };
-        if self.form.is_plain() && !self.converts {
+        let stored = if gone {
+            event.previous.as_ref().map(|p| (&p.value, p.revision.0))
+        } else {
+            event.value.as_ref().map(|value| (value, revision))
+        };
+        let as_stored = stored.is_some_and(|(stored, revision)| self.serves_stored(stored, revision));
+        if self.form.is_plain() && as_stored {
             if let Some(bytes) = shared.line(kind, gone) {
                 self.pending.push_back(bytes);
             }
@@ -272,7 +365,8 @@ impl Watcher {
         }
         let object = if gone { shared.gone() } else { shared.object().cloned() };
         if let Some(object) = object {
-            self.push_value(kind, convert::from_storage(&self.resource, object));
+            let object = if as_stored { object } else { self.served(object) };
+            self.push_value(kind, object);
         }
     }
 
@@ -288,8 +382,8 @@ impl Watcher {
             return true;
         }
         let Some(object) = decoded() else { return false };
-        if self.converts {
-            return self.selection.matches(&convert::from_storage(&self.resource, object.clone()));
+        if self.converts || self.resource.custom.is_some() {
+            return self.selection.matches(&self.served(object.clone()));
         }
         self.selection.matches(object)
     }

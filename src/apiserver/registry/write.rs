@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use mussel_api::apply::{self, Manager, Operation};
+use mussel_api::custom;
 use mussel_api::field::FieldErrors;
-use mussel_api::object::ObjectExt;
+use mussel_api::object::{self, ObjectExt};
 use mussel_api::validation::{self, NameRule};
 use mussel_store::{CommitError, Freshness, Precondition, Revision, Txn};
 use serde_json::{Value, json};
@@ -204,7 +205,7 @@ impl Call<'_> {
             system.insert("creationTimestamp".to_owned(), now().into());
 
             let strategy = &self.resource.strategy;
-            (strategy.default)(&mut new);
+            self.default(&mut new);
             if strategy.has_status && !self.rules.status_on_create() {
                 new["status"] = json!({});
             }
@@ -212,7 +213,7 @@ impl Call<'_> {
             if !tracked {
                 let api_version = self.resource.api_version();
                 let manager = self.manager(options, Operation::Update, &api_version, "");
-                apply::track_update(None, &mut new, &manager, &self.schema);
+                apply::track_update_resetting(None, &mut new, &manager, self.schema(), self.reset(""));
             }
 
             let attributes = Attributes {
@@ -230,7 +231,7 @@ impl Call<'_> {
                 config: &self.context.config,
             };
             self.registry.admission.mutate(&attributes, &mut new).await?;
-            (strategy.default)(&mut new);
+            self.default_again(&mut new)?;
             if strategy.has_generation {
                 new.meta_mut().insert("generation".to_owned(), 1.into());
             }
@@ -249,6 +250,8 @@ impl Call<'_> {
             let mut txn = Txn::default();
             let key = self.key(&name);
             txn.preconditions.push(Precondition::Absent(key.clone()));
+            txn.preconditions.extend(self.definition_holds());
+            let own = txn.preconditions.len();
             self.rules.reserve(&write, &mut new, None, &mut txn)?;
             self.rules.authorize(&write, &new, None).await?;
             self.registry.admission.validate(&attributes, Some(&new)).await?;
@@ -257,16 +260,18 @@ impl Call<'_> {
                 return Ok(new);
             }
             self.registry.admission.reserve(&attributes, &new, &mut txn)?;
-            if txn.preconditions.len() > 1 && in_turn.is_none() {
+            if txn.preconditions.len() > own && in_turn.is_none() {
                 // What is to be taken is shared. Taken in turn, on the newest state, it is taken at the first try; only
                 // other servers can still be faster.
                 in_turn = Some(self.registry.reservations.lock().await);
                 continue;
             }
-            txn.puts.push((key, self.encode(&new)));
+            let stored = self.encode(&new).await?;
+            txn.puts.push((key, stored.clone()));
             match self.context.store.commit(txn).await {
-                Ok(revision) => return Ok(at(new, revision)),
+                Ok(revision) => return self.as_stored(new, &stored, revision).await,
                 Err(CommitError::Refused { index: 0, .. }) => return Err(self.already_exists(&name)),
+                Err(CommitError::Refused { index: 1, .. }) if own > 1 => return Err(self.outdated()),
                 // Somebody else took what was reserved.
                 Err(CommitError::Refused { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -290,7 +295,7 @@ impl Call<'_> {
     {
         for _ in 0..ATTEMPTS_MAX {
             let view = self.view(Freshness::Linearizable).await?;
-            let Some(current) = self.find(&view, name)? else {
+            let Some(current) = self.find(&view, name).await? else {
                 if !creates {
                     return Err(self.not_found(name));
                 }
@@ -366,12 +371,18 @@ impl Call<'_> {
         new["kind"] = old["kind"].clone();
 
         let strategy = &self.resource.strategy;
-        (strategy.default)(&mut new);
+        self.default(&mut new);
         part.prepare(&write, &mut new, &old)?;
         if !tracked {
             let api_version = self.resource.api_version();
             let manager = self.manager(options, Operation::Update, &api_version, part.subresource());
-            apply::track_update(Some(&old), &mut new, &manager, &self.schema);
+            apply::track_update_resetting(
+                Some(&old),
+                &mut new,
+                &manager,
+                self.schema(),
+                self.reset(part.subresource()),
+            );
         }
         let attributes = Attributes {
             operation: admission::Operation::Update,
@@ -388,7 +399,7 @@ impl Call<'_> {
             config: &self.context.config,
         };
         self.registry.admission.mutate(&attributes, &mut new).await?;
-        (strategy.default)(&mut new);
+        self.default_again(&mut new)?;
         if strategy.has_generation && part.subresource() != "status" && self.rules.counts_as_change(&new, &old) {
             new.meta_mut().insert("generation".to_owned(), (old.generation() + 1).into());
         }
@@ -396,7 +407,7 @@ impl Call<'_> {
 
         let mut errors = validation::meta_update(&new, &old);
         errors.extend(part.validate(&write, &new, &old));
-        if part.subresource().is_empty() {
+        if part.subresource().is_empty() || self.resource.custom.is_some() {
             errors.extend(self.rules.validate(&write, &new, Some(&old)));
         }
         if !errors.is_empty() {
@@ -405,6 +416,8 @@ impl Call<'_> {
         let key = self.key(name);
         let mut txn = Txn::default();
         txn.preconditions.push(Precondition::At(key.clone(), revision));
+        txn.preconditions.extend(self.definition_holds());
+        let is_custom = txn.preconditions.len() > 1;
         if part.subresource().is_empty() {
             self.rules.reserve(&write, &mut new, Some(&old), &mut txn)?;
         }
@@ -416,17 +429,21 @@ impl Call<'_> {
             return Ok(Some(new));
         }
         let ends = self.rules.ends(&new, &old);
+        let mut stored = Bytes::new();
         if ends {
             self.rules.release(&old, &mut txn);
             txn.deletes.push(key);
         } else {
-            txn.puts.push((key, self.encode(&new)));
+            stored = self.encode(&new).await?;
+            txn.puts.push((key, stored.clone()));
         }
         let own = txn.preconditions.len();
         self.registry.admission.reserve(&attributes, &new, &mut txn)?;
         match self.context.store.commit(txn).await {
-            Ok(revision) => Ok(Some(at(new, revision))),
+            Ok(revision) if ends => Ok(Some(at(new, revision))),
+            Ok(revision) => self.as_stored(new, &stored, revision).await.map(Some),
             Err(CommitError::Refused { index: 0, current: None }) => Err(self.not_found(name)),
+            Err(CommitError::Refused { index: 1, .. }) if is_custom => Err(self.outdated()),
             // A quota was used meanwhile, not this object.
             Err(CommitError::Refused { index, .. }) if index >= own => Ok(None),
             Err(CommitError::Refused { .. }) if insists => Err(self.modified(name)),
@@ -446,7 +463,7 @@ impl Call<'_> {
         let key = self.key(name);
         let mut txn = extra;
         txn.preconditions.insert(0, Precondition::At(key.clone(), revision));
-        txn.puts.push((key, self.encode(new)));
+        txn.puts.push((key, self.encode(new).await?));
         match self.context.store.commit(txn).await {
             Ok(revision) => Ok(Some(at(new.clone(), revision))),
             Err(CommitError::Refused { .. }) => Ok(None),
@@ -464,6 +481,44 @@ impl Call<'_> {
             Ok(revision) => Ok(Some(revision)),
             Err(CommitError::Refused { .. }) => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What a write of this part leaves as it is, so that nobody comes to own it by such a write.
+    pub fn reset(&self, subresource: &str) -> &'static [&'static [&'static str]] {
+        match subresource {
+            "status" => &[&["spec"]],
+            "" if self.resource.custom.is_some() && !self.resource.strategy.has_status => &[],
+            _ => &[&["status"]],
+        }
+    }
+
+    /// Fills in what the kind has defaults for.
+    fn default(&self, object: &mut Value) {
+        match &self.resource.custom {
+            Some(custom) => custom::default(object, &custom.compiled().props),
+            None => (self.resource.strategy.default)(object),
+        }
+    }
+
+    /// The same after admission, which may have added what a custom kind does not know.
+    fn default_again(&self, object: &mut Value) -> Result<(), Status> {
+        if let Some(custom) = &self.resource.custom {
+            custom::coerce(object, &custom.compiled().props).map_err(Status::internal)?;
+        }
+        self.default(object);
+        Ok(())
+    }
+
+    /// The object as it is read from now on: on its way through the stored version a custom one may lose what that
+    /// version does not know.
+    async fn as_stored(&self, new: Value, stored: &[u8], revision: Revision) -> Result<Value, Status> {
+        match self.resource.custom.as_ref().filter(|custom| !custom.is_storage()) {
+            Some(custom) => {
+                let object = object::decode(stored, revision.0).map_err(Status::internal)?;
+                Ok(crate::custom::convert::served(self.context, custom, vec![object]).await?.remove(0))
+            }
+            None => Ok(at(new, revision)),
         }
     }
 

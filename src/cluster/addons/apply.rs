@@ -1,12 +1,16 @@
 //! Bringing a manifest's objects into the cluster, by server-side apply.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::discovery::{Scope, pinned_kind};
+use kube::error::DiscoveryError;
+use kube::runtime::wait::{await_condition, conditions};
 use mussel_api::object::ObjectExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,6 +18,8 @@ use serde_json::Value;
 use super::manifest::{Manifest, ManifestError};
 
 const MANAGER: &str = "mussel-addon";
+/// How long a definition may take to be in force: moments, if there is nothing wrong with it.
+const ESTABLISH_TIME: Duration = Duration::from_secs(10);
 const NAMESPACE: &str = "kube-system";
 
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +58,15 @@ impl Applier {
     }
 
     pub async fn apply(&mut self, manifest: &Manifest) -> Result<(), ApplyError> {
+        // A definition may be another one by now.
+        self.served.clear();
         let known = self.recorded(&manifest.name).await?;
         let mut brought = Vec::new();
         for object in &manifest.objects {
             brought.push(self.apply_object(object).await?);
+            if object.kind() == "CustomResourceDefinition" {
+                self.wait_for_kind(object.name()).await;
+            }
         }
         for gone in known.iter().filter(|known| !brought.contains(known)) {
             self.delete(gone).await?;
@@ -89,8 +100,23 @@ impl Applier {
         Ok(Brought { api_version: object.api_version().to_owned(), kind, namespace: namespace.to_owned(), name })
     }
 
+    /// Gives a new definition the moment it needs to be in force, since its objects may be next in the file.
+    async fn wait_for_kind(&self, crd: &str) {
+        let api: Api<CustomResourceDefinition> = Api::all(self.client.clone());
+        let established = await_condition(api, crd, conditions::is_crd_established());
+        // One that is not: its objects cannot be applied, and that is told then.
+        let _ = tokio::time::timeout(ESTABLISH_TIME, established).await;
+    }
+
     async fn delete(&mut self, gone: &Brought) -> Result<(), ApplyError> {
-        let (resource, _) = self.served(&gone.api_version, &gone.kind).await?;
+        let (resource, _) = match self.served(&gone.api_version, &gone.kind).await {
+            // Gone with its kind.
+            Err(ApplyError::Discover { source: kube::Error::Api(status), .. }) if status.code == 404 => return Ok(()),
+            Err(ApplyError::Discover { source: kube::Error::Discovery(DiscoveryError::MissingKind(_)), .. }) => {
+                return Ok(());
+            }
+            served => served?,
+        };
         match self.api(&resource, &gone.namespace).delete(&gone.name, &DeleteParams::background()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(source) => Err(ApplyError::Delete { kind: gone.kind.clone(), name: gone.name.clone(), source }),

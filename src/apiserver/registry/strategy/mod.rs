@@ -1,6 +1,8 @@
 //! What the API server does for a kind beyond what its row says: initial status, allocations, deletion, escalation checks.
 
 pub mod certificates;
+mod custom;
+mod definitions;
 mod jobs;
 pub mod namespaces;
 mod nodes;
@@ -16,6 +18,7 @@ use std::collections::BTreeMap;
 use futures::future::BoxFuture;
 use mussel_api::field::FieldErrors;
 use mussel_api::object::ObjectExt;
+use mussel_api::resource::Resource;
 use mussel_store::Txn;
 use serde_json::Value;
 
@@ -125,8 +128,11 @@ pub fn changed_beside_metadata(new: &Value, old: &Value) -> bool {
     rest(new) != rest(old)
 }
 
-/// By the name that objects are stored under.
-pub fn rules(stored_as: &str) -> &'static dyn Rules {
+/// By the name that objects are stored under; custom ones all have the same.
+pub fn rules(resource: &Resource, stored_as: &str) -> &'static dyn Rules {
+    if resource.custom.is_some() {
+        return &custom::CustomObjects;
+    }
     match stored_as {
         "pods" => &pods::Pods,
         "services" => &services::Services,
@@ -141,9 +147,9 @@ pub fn rules(stored_as: &str) -> &'static dyn Rules {
         }
         "replicationcontrollers" => &simple::Orphans,
         "deployments.apps" => &simple::Deployments,
+        crate::custom::RESOURCE => &definitions::Definitions,
         "leases.coordination.k8s.io"
         | "poddisruptionbudgets.policy"
-        | "customresourcedefinitions.apiextensions.k8s.io"
         | "apiservices.apiregistration.k8s.io"
         | "mutatingwebhookconfigurations.admissionregistration.k8s.io"
         | "validatingwebhookconfigurations.admissionregistration.k8s.io" => &simple::Conditional,
