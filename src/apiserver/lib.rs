@@ -30,6 +30,7 @@ pub mod routes;
 pub mod server;
 pub mod status;
 pub mod tokens;
+pub mod webhook;
 
 pub use api_server::{ApiServer, StartError};
 pub use config::{Config, Ipv4Cidr};

@@ -439,7 +439,7 @@ pub fn validating_admission_policy_create(object: &Value) -> FieldErrors {
         } else if message.text().trim().contains(['\n', '\r']) {
             errors.push(message.invalid("message must not contain line breaks"));
         }
-        let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+        let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
         errors.extend(validation.get("reason").none_or_one_of(&reasons));
     }
     if annotations.count() > ANNOTATIONS_MAX {

@@ -6,7 +6,7 @@
 mod bindings;
 pub mod body;
 pub mod call;
-mod convert;
+pub mod convert;
 mod create;
 mod delete;
 mod delete_collection;
@@ -18,6 +18,7 @@ mod list;
 pub mod names;
 mod negotiate;
 mod options;
+pub mod passing;
 mod patch;
 mod reviews;
 mod scale;

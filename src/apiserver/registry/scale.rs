@@ -12,6 +12,7 @@ use super::negotiate;
 use super::options::WriteOptions;
 use super::patch::Patch;
 use super::write::{Made, Part, Write, keep_all_but};
+use crate::admission::Face;
 use crate::handler::Response;
 use crate::status::Status;
 
@@ -125,7 +126,18 @@ fn selector_text(selector: &Value) -> String {
 
 struct Scale;
 
+static FACE: Face = Face { show: of, take };
+
+/// Takes over the replicas that admission wants.
+fn take(object: &mut Value, scale: &Value) {
+    object["spec"]["replicas"] = scale["spec"]["replicas"].as_i64().unwrap_or(0).into();
+}
+
 impl Part for Scale {
+    fn face(&self) -> Option<&'static Face> {
+        Some(&FACE)
+    }
+
     fn subresource(&self) -> &'static str {
         "scale"
     }

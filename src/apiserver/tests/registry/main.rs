@@ -3,6 +3,7 @@
 mod admission;
 mod deletion;
 mod encryption;
+mod hook_server;
 mod listing;
 mod objects;
 mod patching;
@@ -11,3 +12,4 @@ mod services;
 mod support;
 mod tokens;
 mod watching;
+mod webhooks;
