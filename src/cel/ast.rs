@@ -171,7 +171,8 @@ impl Expr {
 }
 
 impl Kind {
-    fn children(&self) -> impl Iterator<Item = &Expr> {
+    /// The expressions directly below.
+    pub fn children(&self) -> impl Iterator<Item = &Expr> {
         let mut found: Vec<&Expr> = Vec::new();
         match self {
             Self::Literal(_) | Self::Ident(_) => {}

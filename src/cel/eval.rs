@@ -65,8 +65,29 @@ pub struct Program {
 }
 
 impl Program {
+    /// The deepest tree there is.
+    pub const HEIGHT_MAX: usize = crate::parse::DEPTH_MAX;
+
     pub(crate) fn new(expr: Expr, result: Type) -> Self {
         Self { expr: Arc::new(expr), result }
+    }
+
+    /// How deep evaluation goes, at most [`Program::HEIGHT_MAX`].
+    pub fn height(&self) -> usize {
+        self.expr.height.into()
+    }
+
+    /// The names that it refers to; those of comprehensions among them.
+    pub fn names(&self) -> Vec<Arc<str>> {
+        let mut found = Vec::new();
+        let mut next = vec![&*self.expr];
+        while let Some(expr) = next.pop() {
+            if let Kind::Ident(name) = &expr.kind {
+                found.push(Arc::clone(name));
+            }
+            next.extend(expr.kind.children());
+        }
+        found
     }
 
     /// The type of what it evaluates to.

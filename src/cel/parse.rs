@@ -10,7 +10,7 @@ use crate::value::Value;
 /// Longest source, in characters; upstream's number.
 const SOURCE_MAX: usize = 100_000;
 /// Deepest tree; upstream's number. Evaluation needs a stack for it.
-const DEPTH_MAX: usize = 250;
+pub const DEPTH_MAX: usize = 250;
 /// Deepest nesting of brackets and the like in the source, for which parsing needs a larger stack.
 const NESTING_MAX: usize = 100;
 

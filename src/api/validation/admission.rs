@@ -484,6 +484,12 @@ pub fn mutating_admission_policy_create(object: &Value) -> FieldErrors {
     let spec = Field::root(object).get("spec");
     let mut errors = policy(&spec);
     errors.extend(spec.get("reinvocationPolicy").one_of(&["IfNeeded", "Never"]));
+    // What is deleted cannot be changed.
+    for rule in spec.get("matchConstraints").list("resourceRules") {
+        for operation in rule.list("operations").iter().filter(|operation| operation.text() == "DELETE") {
+            errors.push(operation.not_supported(&["*", "CONNECT", "CREATE", "UPDATE"]));
+        }
+    }
     let mutations = spec.get("mutations");
     if mutations.is_zero() {
         errors.push(mutations.required("mutations must contain at least one item"));

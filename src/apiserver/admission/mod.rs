@@ -4,7 +4,7 @@
 //! policies run behind them: see [`dynamic`].
 
 mod default_class;
-mod dynamic;
+pub mod dynamic;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;

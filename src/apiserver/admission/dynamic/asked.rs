@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::rules::Rule;
 use super::{Attributes, equivalents};
 use crate::registry::convert;
+use crate::status::Status;
 
 /// A resource and the kind of the objects in requests to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,10 +104,15 @@ impl<'a> Asked<'a> {
         self.object = Some(Cow::Owned(object));
     }
 
+    /// The request as it was made.
+    pub fn as_made(&self) -> Seen {
+        Seen { place: self.place.clone(), row: None }
+    }
+
     /// How the first rule that matches sees the request; `equivalent` lets it be seen as one to another version.
     pub fn seen_by(&self, rules: &[Rule], equivalent: bool) -> Option<Seen> {
         if rules.iter().any(|rule| rule.matches(self, &self.place)) {
-            return Some(Seen { place: self.place.clone(), row: None });
+            return Some(self.as_made());
         }
         if !equivalent {
             return None;
@@ -173,5 +179,16 @@ impl<'a> Asked<'a> {
         request["object"] = shown(self.object());
         request["oldObject"] = shown(self.old());
         json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": request})
+    }
+
+    /// A refusal in the words of `admission.NewForbidden`.
+    pub fn forbidden(&self, why: &str) -> Status {
+        let resource = self.attributes.resource;
+        let name = match (self.name, self.object()) {
+            ("", Some(object)) => object["metadata"]["generateName"].as_str().unwrap_or_default(),
+            (name, _) => name,
+        };
+        let name = if name.is_empty() { "Unknown" } else { name };
+        Status::forbidden(&resource.group, &resource.plural, name, why)
     }
 }

@@ -8,25 +8,37 @@
 //! Objects of this machinery are never subject to it: what locks everybody out can always be removed.
 
 mod asked;
+pub mod compiled;
+mod facts;
 mod follow;
+mod mutating;
+mod policies;
 mod rules;
+mod validating;
 mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use mussel_api::decode::{self, Strictness};
-use mussel_api::resource::Resource;
+use mussel_api::resource::{self, Resource};
+use mussel_api::schema::{self, Schema};
 use serde_json::Value;
 
 use self::asked::Asked;
+use self::mutating::Mutating;
+use self::validating::Validating;
 use self::webhooks::Webhooks;
-use super::Attributes;
+use super::{Attributes, Operation};
 use crate::status::Status;
 
 /// Who decides beside the built-in plugins.
 pub struct Dynamic {
     webhooks: Webhooks,
+    mutating: Mutating,
+    validating: Validating,
+    mutating_policies: bool,
+    validating_policies: bool,
     mutating_webhooks: bool,
     validating_webhooks: bool,
 }
@@ -79,6 +91,10 @@ impl Dynamic {
     pub fn new(is_enabled: impl Fn(&str) -> bool) -> Self {
         Self {
             webhooks: Webhooks::default(),
+            mutating: Mutating::default(),
+            validating: Validating::default(),
+            mutating_policies: is_enabled("MutatingAdmissionPolicy"),
+            validating_policies: is_enabled("ValidatingAdmissionPolicy"),
             mutating_webhooks: is_enabled("MutatingAdmissionWebhook"),
             validating_webhooks: is_enabled("ValidatingAdmissionWebhook"),
         }
@@ -91,13 +107,27 @@ impl Dynamic {
         object: &mut Value,
         memory: &mut Memory,
     ) -> Result<bool, Status> {
+        if is_exempt(attributes.resource) {
+            return Ok(false);
+        }
         let hooks = self.webhooks.mutating.of(attributes.view);
-        if hooks.is_empty() || !self.mutating_webhooks || is_exempt(attributes.resource) {
+        let (policies, bindings) = self.mutating.of(attributes.view);
+        let by_policy = self.mutating_policies
+            && !policies.is_empty()
+            && !bindings.is_empty()
+            && attributes.operation != Operation::Delete
+            && !is_review(attributes.resource);
+        let by_hook = self.mutating_webhooks && !hooks.is_empty();
+        if !by_policy && !by_hook {
             return Ok(false);
         }
         let shown = show(attributes, object);
         let mut asked = Asked::new(attributes, Some(&shown));
-        if let Some(new) = self.webhooks.mutate(&mut asked, &hooks, memory).await? {
+        let mut changed = by_policy && self.mutating.mutate(&mut asked, &policies, &bindings, memory)?;
+        if by_hook {
+            changed |= self.webhooks.mutate(&mut asked, &hooks, memory).await?;
+        }
+        if let (true, Some(new)) = (changed, asked.object().cloned()) {
             take(attributes, object, new);
         }
         let again = memory.changed && !memory.again;
@@ -107,14 +137,30 @@ impl Dynamic {
 
     /// Returns whether anybody was asked.
     pub async fn validate(&self, attributes: &Attributes<'_>, object: Option<&Value>) -> Result<bool, Status> {
+        if is_exempt(attributes.resource) {
+            return Ok(false);
+        }
         let hooks = self.webhooks.validating.of(attributes.view);
-        if hooks.is_empty() || !self.validating_webhooks || is_exempt(attributes.resource) {
+        let (policies, bindings) = self.validating.of(attributes.view);
+        let by_policy =
+            self.validating_policies && !policies.is_empty() && !bindings.is_empty() && !is_review(attributes.resource);
+        let by_hook = self.validating_webhooks && !hooks.is_empty();
+        if !by_policy && !by_hook {
             return Ok(false);
         }
         let shown = object.map(|object| show(attributes, object));
         let mut asked = Asked::new(attributes, shown.as_ref());
-        self.webhooks.validate(&mut asked, &hooks).await
+        let mut any = by_policy && self.validating.validate(&asked, &policies, &bindings)?;
+        if by_hook {
+            any |= self.webhooks.validate(&mut asked, &hooks).await?;
+        }
+        Ok(any)
     }
+}
+
+/// Questions of the machinery itself, which policies are not asked about.
+fn is_review(resource: &Resource) -> bool {
+    matches!(&*resource.group, "authentication.k8s.io" | "authorization.k8s.io")
 }
 
 fn is_exempt(resource: &Resource) -> bool {
@@ -149,12 +195,21 @@ fn take(attributes: &Attributes<'_>, object: &mut Value, mut shown: Value) {
 
 /// A changed object, as if it had come in this form: types checked, unknown fields gone, defaults set.
 fn settle(attributes: &Attributes<'_>, object: Value) -> Result<Value, Status> {
-    let Some(schema) = attributes.schema else { return Ok(object) };
-    let mut object = decode::check(object, schema, Strictness::Ignore).map_err(Status::internal)?.object;
+    let Some(schema) = schema_of(attributes) else { return Ok(object) };
+    let mut object = decode::check(object, &schema, Strictness::Ignore).map_err(Status::internal)?.object;
     if attributes.face.is_none() && !attributes.is_virtual {
         (attributes.resource.strategy.default)(&mut object);
     }
     Ok(object)
+}
+
+/// The schema of what is shown.
+fn schema_of(attributes: &Attributes<'_>) -> Option<Schema> {
+    if attributes.face.is_none() {
+        return attributes.schema.cloned();
+    }
+    let (group, version, kind) = attributes.resource.subresource(attributes.subresource)?.kind?;
+    schema::definition(&resource::schema_name(group, version, kind))
 }
 
 /// Other resources that serve the same objects: `events` and `events.k8s.io`, the versions of a custom resource.

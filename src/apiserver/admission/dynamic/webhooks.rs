@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mussel_api::field::Path;
 use mussel_api::patch;
 use serde_json::Value;
 
 use super::asked::{Asked, Seen};
+use super::compiled::{Conditions, webhook_conditions};
+use super::facts::{Known, are_met};
 use super::follow::{Followed, Parsed};
 use super::rules::{Rule, Selectors, texts};
 use super::{Memory, settle};
@@ -31,6 +34,9 @@ pub struct Hook {
     has_no_side_effects: bool,
     reinvocable: bool,
     timeout: Duration,
+    conditions: Conditions,
+    /// Why the conditions cannot be used.
+    broken: Option<String>,
     /// The version of the review: the first one listed that we speak.
     version: Option<&'static str>,
 }
@@ -38,6 +44,7 @@ pub struct Hook {
 impl Hook {
     fn of(configuration: &str, hook: &Value) -> Self {
         let name = hook["name"].as_str().unwrap_or_default();
+        let (conditions, errors) = webhook_conditions(hook, &Path::root());
         let known = |version: &String| ["v1", "v1beta1"].into_iter().find(|known| known == version);
         Self {
             id: format!("{configuration}/{name}"),
@@ -50,6 +57,8 @@ impl Hook {
             has_no_side_effects: matches!(hook["sideEffects"].as_str(), Some("None" | "NoneOnDryRun")),
             reinvocable: hook["reinvocationPolicy"] == "IfNeeded",
             timeout: Duration::from_secs(hook["timeoutSeconds"].as_u64().unwrap_or(10).clamp(1, 30)),
+            conditions,
+            broken: errors.first().map(ToString::to_string),
             version: texts(&hook["admissionReviewVersions"]).iter().find_map(known),
         }
     }
@@ -91,16 +100,17 @@ struct Answer {
 }
 
 impl Webhooks {
-    /// Calls the mutating webhooks one after the other. The changed object, when it did change.
+    /// Calls the mutating webhooks one after the other. Returns whether one changed the object.
     pub async fn mutate(
         &self,
         asked: &mut Asked<'_>,
         hooks: &Parsed<Vec<Hook>>,
         memory: &mut Memory,
-    ) -> Result<Option<Value>, Status> {
+    ) -> Result<bool, Status> {
         let mut changed = false;
+        let mut known = Known::default();
         for hook in hooks.iter().flat_map(|entry| entry.value.iter()) {
-            let Some(seen) = self.concerns(hook, asked).await? else { continue };
+            let Some(seen) = concerns(hook, asked, &mut known)? else { continue };
             if !memory.calls(&hook.id) {
                 continue;
             }
@@ -115,19 +125,21 @@ impl Webhooks {
                 Ok(None) => {}
                 Ok(Some(object)) => {
                     asked.replace(object);
+                    known.forget();
                     changed = true;
                 }
                 Err(failure) => judge(hook, failure)?,
             }
         }
-        Ok(if changed { asked.object().cloned() } else { None })
+        Ok(changed)
     }
 
     /// Calls the validating webhooks side by side. Returns whether there were any.
     pub async fn validate(&self, asked: &mut Asked<'_>, hooks: &Parsed<Vec<Hook>>) -> Result<bool, Status> {
         let mut concerned = Vec::new();
+        let mut known = Known::default();
         for hook in hooks.iter().flat_map(|entry| entry.value.iter()) {
-            if let Some(seen) = self.concerns(hook, asked).await? {
+            if let Some(seen) = concerns(hook, asked, &mut known)? {
                 concerned.push((hook, seen));
             }
         }
@@ -142,15 +154,6 @@ impl Webhooks {
             outcome?;
         }
         Ok(!concerned.is_empty())
-    }
-
-    /// How the webhook sees the request; `None` when it has nothing to do with it.
-    async fn concerns(&self, hook: &Hook, asked: &Asked<'_>) -> Result<Option<Seen>, Status> {
-        let Some(seen) = asked.seen_by(&hook.rules, hook.equivalent) else { return Ok(None) };
-        if !hook.selectors.matches(asked)? {
-            return Ok(None);
-        }
-        Ok(Some(seen))
     }
 
     async fn call(&self, hook: &Hook, seen: &Seen, asked: &Asked<'_>, mutating: bool) -> Result<Answer, Failure> {
@@ -186,6 +189,31 @@ impl Webhooks {
         let patch = patch.map(|patch| STANDARD.decode(patch)).transpose();
         let patch = patch.map_err(|error| Failure::Call(format!("received invalid webhook response: {error}")))?;
         Ok(Answer { patch })
+    }
+}
+
+/// How the webhook sees the request; `None` when it has nothing to do with it.
+fn concerns(hook: &Hook, asked: &Asked<'_>, known: &mut Known) -> Result<Option<Seen>, Status> {
+    let Some(seen) = asked.seen_by(&hook.rules, hook.equivalent) else { return Ok(None) };
+    if !hook.selectors.matches(asked)? {
+        return Ok(None);
+    }
+    let met = match &hook.broken {
+        Some(why) => Err(why.clone()),
+        None if hook.conditions.list.is_empty() => Ok(true),
+        None => {
+            let facts = known.get(asked, &seen);
+            are_met(&hook.conditions, &facts.inputs())
+        }
+    };
+    match met {
+        Ok(true) => Ok(Some(seen)),
+        Ok(false) => Ok(None),
+        Err(why) if hook.ignores_failure => {
+            tracing::warn!(webhook = hook.name, why, "failed evaluating match conditions, not called");
+            Ok(None)
+        }
+        Err(why) => Err(asked.forbidden(&why)),
     }
 }
 

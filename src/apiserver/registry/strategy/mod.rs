@@ -1,5 +1,6 @@
 //! What the API server does for a kind beyond what its row says: initial status, allocations, deletion, escalation checks.
 
+mod admission;
 pub mod certificates;
 mod jobs;
 pub mod namespaces;
@@ -144,9 +145,11 @@ pub fn rules(stored_as: &str) -> &'static dyn Rules {
         "leases.coordination.k8s.io"
         | "poddisruptionbudgets.policy"
         | "customresourcedefinitions.apiextensions.k8s.io"
-        | "apiservices.apiregistration.k8s.io"
-        | "mutatingwebhookconfigurations.admissionregistration.k8s.io"
-        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => &simple::Conditional,
+        | "apiservices.apiregistration.k8s.io" => &simple::Conditional,
+        "mutatingwebhookconfigurations.admissionregistration.k8s.io"
+        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => &admission::Webhooks,
+        "mutatingadmissionpolicies.admissionregistration.k8s.io"
+        | "validatingadmissionpolicies.admissionregistration.k8s.io" => &admission::Policies,
         _ => &simple::Plain,
     }
 }

@@ -8,6 +8,7 @@ mod listing;
 mod objects;
 mod patching;
 mod pods;
+mod policies;
 mod services;
 mod support;
 mod tokens;
