@@ -16,6 +16,7 @@ mod runtime_class;
 mod service_account;
 mod taint_nodes;
 mod tolerations;
+pub mod type_check;
 
 use mussel_api::resource::Resource;
 use mussel_api::schema::Schema;
@@ -50,11 +51,11 @@ impl Operation {
 }
 
 /// Another form in which webhooks and policies see an object: the scale of a workload.
-#[derive(Clone, Copy, Debug)]
-pub struct Face {
-    pub show: fn(&Value) -> Value,
+pub trait Face: Sync {
+    fn show(&self, object: &Value) -> Value;
+
     /// Takes over what has changed in what was shown.
-    pub take: fn(&mut Value, &Value),
+    fn take(&self, object: &mut Value, shown: &Value);
 }
 
 /// What is to be done, and by whom.
@@ -83,7 +84,7 @@ pub struct Attributes<'a> {
     pub generated: bool,
     /// The object is not stored: an eviction, a review, the options of a connection.
     pub is_virtual: bool,
-    pub face: Option<&'static Face>,
+    pub face: Option<&'a dyn Face>,
 }
 
 impl Attributes<'_> {

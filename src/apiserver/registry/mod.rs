@@ -44,7 +44,7 @@ use self::strategy::namespaces::Finalize;
 use self::strategy::pods::{EphemeralContainers, Resize};
 use self::write::{Main, Part, StatusPart};
 use crate::Context;
-use crate::admission::Chain;
+use crate::admission::{Chain, type_check};
 use crate::handler::{Request, Response};
 use crate::status::Status;
 
@@ -77,6 +77,7 @@ impl Registry {
     pub async fn start(&self) -> Result<(), Status> {
         start::bootstrap(self).await?;
         expiry::start(&self.context);
+        type_check::start(&self.context);
         Ok(())
     }
 

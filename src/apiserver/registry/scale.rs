@@ -126,16 +126,19 @@ fn selector_text(selector: &Value) -> String {
 
 struct Scale;
 
-static FACE: Face = Face { show: of, take };
+impl Face for Scale {
+    fn show(&self, object: &Value) -> Value {
+        of(object)
+    }
 
-/// Takes over the replicas that admission wants.
-fn take(object: &mut Value, scale: &Value) {
-    object["spec"]["replicas"] = scale["spec"]["replicas"].as_i64().unwrap_or(0).into();
+    fn take(&self, object: &mut Value, shown: &Value) {
+        object["spec"]["replicas"] = shown["spec"]["replicas"].as_i64().unwrap_or(0).into();
+    }
 }
 
 impl Part for Scale {
-    fn face(&self) -> Option<&'static Face> {
-        Some(&FACE)
+    fn face(&self) -> Option<&dyn Face> {
+        Some(self)
     }
 
     fn subresource(&self) -> &'static str {

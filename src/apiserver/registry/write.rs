@@ -33,7 +33,7 @@ pub trait Part: Sync {
     fn validate(&self, write: &Write<'_>, new: &Value, old: &Value) -> FieldErrors;
 
     /// The form in which webhooks and policies see the object, when it is another.
-    fn face(&self) -> Option<&'static Face> {
+    fn face(&self) -> Option<&dyn Face> {
         None
     }
 

@@ -71,7 +71,7 @@ impl<'a> Asked<'a> {
         let place = Place::of(attributes.resource, attributes.subresource);
         let is_namespace = attributes.stored_as == "namespaces";
         let old = attributes.old.map(|old| match attributes.face {
-            Some(face) => (face.show)(old),
+            Some(face) => face.show(old),
             None => old.clone(),
         });
         Self {

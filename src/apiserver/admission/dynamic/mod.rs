@@ -54,6 +54,8 @@ pub struct Memory {
     due: HashSet<String>,
     changed: bool,
     asked: bool,
+    /// The object at the end of the first round.
+    output: Option<Value>,
 }
 
 impl Memory {
@@ -79,10 +81,22 @@ impl Memory {
         }
     }
 
-    /// The object as the built-in plugins left it in the second round, beside that of the first.
-    fn turn(&mut self) {
+    /// A round begins. What the built-in plugins changed since the last one, those who asked for it see, too.
+    fn begin(&mut self, object: &Value) {
+        if self.output.take().is_some_and(|output| output != *object) {
+            self.due.extend(self.reinvocable.drain());
+        }
+    }
+
+    /// A round is over. Returns whether there is another one.
+    fn turn(&mut self, object: &Value) -> bool {
+        let again = self.changed && !self.again;
+        if again {
+            self.output = Some(object.clone());
+        }
         self.again = true;
         self.changed = false;
+        again
     }
 }
 
@@ -110,29 +124,29 @@ impl Dynamic {
         if is_exempt(attributes.resource) {
             return Ok(false);
         }
-        let hooks = self.webhooks.mutating.of(attributes.view);
-        let (policies, bindings) = self.mutating.of(attributes.view);
-        let by_policy = self.mutating_policies
-            && !policies.is_empty()
-            && !bindings.is_empty()
-            && attributes.operation != Operation::Delete
-            && !is_review(attributes.resource);
-        let by_hook = self.mutating_webhooks && !hooks.is_empty();
-        if !by_policy && !by_hook {
+        let view = attributes.view;
+        let hooks = self.mutating_webhooks.then(|| self.webhooks.mutating.of(view));
+        let hooks = hooks.filter(|hooks| !hooks.is_empty());
+        let policies = self.mutating_policies && attributes.operation != Operation::Delete;
+        let policies = policies.then(|| self.mutating.of(view)).flatten();
+        let policies = policies.filter(|_| !is_review(attributes.resource));
+        if hooks.is_none() && policies.is_none() {
             return Ok(false);
         }
+        memory.begin(object);
         let shown = show(attributes, object);
         let mut asked = Asked::new(attributes, Some(&shown));
-        let mut changed = by_policy && self.mutating.mutate(&mut asked, &policies, &bindings, memory)?;
-        if by_hook {
+        let mut changed = false;
+        if let Some((policies, bindings)) = policies {
+            changed |= self.mutating.mutate(&mut asked, &policies, &bindings, memory)?;
+        }
+        if let Some(hooks) = hooks {
             changed |= self.webhooks.mutate(&mut asked, &hooks, memory).await?;
         }
         if let (true, Some(new)) = (changed, asked.object().cloned()) {
             take(attributes, object, new);
         }
-        let again = memory.changed && !memory.again;
-        memory.turn();
-        Ok(again)
+        Ok(memory.turn(object))
     }
 
     /// Returns whether anybody was asked.
@@ -140,18 +154,21 @@ impl Dynamic {
         if is_exempt(attributes.resource) {
             return Ok(false);
         }
-        let hooks = self.webhooks.validating.of(attributes.view);
-        let (policies, bindings) = self.validating.of(attributes.view);
-        let by_policy =
-            self.validating_policies && !policies.is_empty() && !bindings.is_empty() && !is_review(attributes.resource);
-        let by_hook = self.validating_webhooks && !hooks.is_empty();
-        if !by_policy && !by_hook {
+        let view = attributes.view;
+        let hooks = self.validating_webhooks.then(|| self.webhooks.validating.of(view));
+        let hooks = hooks.filter(|hooks| !hooks.is_empty());
+        let policies = self.validating_policies.then(|| self.validating.of(view)).flatten();
+        let policies = policies.filter(|_| !is_review(attributes.resource));
+        if hooks.is_none() && policies.is_none() {
             return Ok(false);
         }
         let shown = object.map(|object| show(attributes, object));
         let mut asked = Asked::new(attributes, shown.as_ref());
-        let mut any = by_policy && self.validating.validate(&asked, &policies, &bindings)?;
-        if by_hook {
+        let mut any = false;
+        if let Some((policies, bindings)) = policies {
+            any |= self.validating.validate(&asked, &policies, &bindings)?;
+        }
+        if let Some(hooks) = hooks {
             any |= self.webhooks.validate(&mut asked, &hooks).await?;
         }
         Ok(any)
@@ -170,7 +187,7 @@ fn is_exempt(resource: &Resource) -> bool {
 /// The object as those who are asked see it.
 fn show(attributes: &Attributes<'_>, object: &Value) -> Value {
     let mut shown = match attributes.face {
-        Some(face) => (face.show)(object),
+        Some(face) => face.show(object),
         None => object.clone(),
     };
     // The server made this name up, and may make up another.
@@ -188,7 +205,7 @@ fn take(attributes: &Attributes<'_>, object: &mut Value, mut shown: Value) {
         shown["metadata"]["name"] = object["metadata"]["name"].clone();
     }
     match attributes.face {
-        Some(face) => (face.take)(object, &shown),
+        Some(face) => face.take(object, &shown),
         None => *object = shown,
     }
 }

@@ -13,6 +13,7 @@ use super::follow::{Followed, Parsed};
 use super::policies::{Binding, Invocation, Policy, binding, invocations, policy};
 use super::{Memory, schema_of, settle};
 use crate::cel::TOTAL_COST_MAX;
+use crate::registry::view::View;
 use crate::status::Status;
 
 pub struct Mutating {
@@ -43,8 +44,11 @@ impl From<EvalError> for Failure {
 }
 
 impl Mutating {
-    pub fn of(&self, view: &crate::registry::view::View) -> (Parsed<Policy>, Parsed<Binding>) {
-        (self.policies.of(view), self.bindings.of(view))
+    /// The policies in force; `None` when there is none that is bound.
+    pub fn of(&self, view: &View) -> Option<(Parsed<Policy>, Parsed<Binding>)> {
+        let policies = self.policies.of(view);
+        let bindings = if policies.is_empty() { return None } else { self.bindings.of(view) };
+        (!bindings.is_empty()).then_some((policies, bindings))
     }
 
     /// Lets the policies change the object, one after the other. Returns whether one did.

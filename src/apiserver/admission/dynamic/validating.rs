@@ -7,6 +7,7 @@ use super::facts::{Known, are_met, describe};
 use super::follow::{Followed, Parsed};
 use super::policies::{Binding, Invocation, Policy, binding, invocations, policy};
 use crate::cel::{MESSAGE_BYTES_MAX, TOTAL_COST_MAX};
+use crate::registry::view::View;
 use crate::status::Status;
 
 pub struct Validating {
@@ -37,9 +38,11 @@ impl Denial {
 }
 
 impl Validating {
-    /// The policies in force; empty without bindings.
-    pub fn of(&self, view: &crate::registry::view::View) -> (Parsed<Policy>, Parsed<Binding>) {
-        (self.policies.of(view), self.bindings.of(view))
+    /// The policies in force; `None` when there is none that is bound.
+    pub fn of(&self, view: &View) -> Option<(Parsed<Policy>, Parsed<Binding>)> {
+        let policies = self.policies.of(view);
+        let bindings = if policies.is_empty() { return None } else { self.bindings.of(view) };
+        (!bindings.is_empty()).then_some((policies, bindings))
     }
 
     /// Evaluates the policies that a request calls for. Returns whether there were any.

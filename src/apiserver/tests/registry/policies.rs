@@ -266,3 +266,42 @@ async fn policies_mutate_before_webhooks_and_again_after_them_when_they_ask_for_
     let made = cluster.post(CONFIG_MAPS, config_map("a", "x")).await.ok();
     assert_eq!(made["data"], json!({"key": "x", "hook": "yes", "policy": "x2"}));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_are_told_what_does_not_fit_the_types() {
+    let cluster = Cluster::start().await;
+    let policies = format!("{API}/validatingadmissionpolicies");
+    let mut events = cluster.watch(&format!("{policies}?watch=true")).await;
+    let policy = json!({"metadata": {"name": "p"}, "spec": {"matchConstraints": on_deployments(), "validations": [
+        {"expression": "object.spec.replicas > 1"}, {"expression": "object.spec.replica > 1"},
+        {"expression": "object.spec.replicas == '1'"}]}});
+    cluster.post(&policies, policy).await.ok();
+    let mut status = Value::Null;
+    while status["observedGeneration"] != 1 {
+        status = events.next().await.unwrap()["object"]["status"].clone();
+    }
+    let warnings = status["typeChecking"]["expressionWarnings"].as_array().unwrap();
+    let texts: Vec<(&str, &str)> =
+        warnings.iter().map(|w| (w["fieldRef"].as_str().unwrap(), w["warning"].as_str().unwrap())).collect();
+    assert_eq!(
+        texts,
+        [
+            (
+                "spec.validations[1].expression",
+                "apps/v1, Kind=Deployment: ERROR: <input>:1:12: undefined field 'replica'\n | object.spec.replica > 1\n | ...........^\n"
+            ),
+            (
+                "spec.validations[2].expression",
+                "apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_==_' applied to '(int, \
+                 string)'\n | object.spec.replicas == '1'\n | .....................^\n"
+            ),
+        ]
+    );
+    // A new generation is looked at again.
+    let change = json!({"spec": {"validations": [{"expression": "object.spec.replicas > 1"}]}});
+    cluster.patch(&format!("{policies}/p"), "merge", change).await.ok();
+    while status["observedGeneration"] != 2 {
+        status = events.next().await.unwrap()["object"]["status"].clone();
+    }
+    assert_eq!(status["typeChecking"], json!({}));
+}
