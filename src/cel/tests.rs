@@ -13,6 +13,11 @@ impl Bindings for Vars {
 }
 
 fn env() -> Env {
+    static ENV: std::sync::LazyLock<Env> = std::sync::LazyLock::new(new_env);
+    ENV.clone()
+}
+
+fn new_env() -> Env {
     let mut env = Env::standard();
     env.declare("object", Type::Dyn);
     env.declare("n", Type::Int);
@@ -206,4 +211,153 @@ fn nesting_is_bounded() {
     let small = std::thread::Builder::new().stack_size(2 << 20);
     let outcome = small.spawn(move || evaluate(&deepest)).unwrap().join().unwrap();
     assert_eq!(outcome, Ok(Value::Bool(true)));
+}
+
+/// Whatever is written, it is compiled or refused, and evaluated or stopped: nothing panics.
+#[test]
+fn nothing_that_can_be_written_panics() {
+    const PARTS: [&str; 78] = [
+        "object",
+        "n",
+        "names",
+        ".",
+        ".?",
+        "[",
+        "[?",
+        "]",
+        "(",
+        ")",
+        "{",
+        "{?",
+        "}",
+        ",",
+        ":",
+        "?",
+        "+",
+        "-",
+        "*",
+        "/",
+        "%",
+        "==",
+        "!=",
+        "<",
+        ">=",
+        "&&",
+        "||",
+        "!",
+        " in ",
+        "1",
+        "0",
+        "-1",
+        "9223372036854775807",
+        "1u",
+        "18446744073709551615u",
+        "1.5",
+        "1e308",
+        "'a'",
+        "'é\u{1f600}'",
+        "b'\\xff'",
+        "true",
+        "null",
+        "x",
+        "spec",
+        "list",
+        "size",
+        "all",
+        "exists",
+        "map",
+        "filter",
+        "has",
+        "optMap",
+        "orValue",
+        "split",
+        "substring",
+        "format",
+        "replace",
+        "indexOf",
+        "charAt",
+        "join",
+        "int",
+        "uint",
+        "string",
+        "duration('1h')",
+        "timestamp('0001-01-01T00:00:00Z')",
+        "getHours",
+        "'%d %s %.3f %x'",
+        "matches",
+        "transformList",
+        "sum",
+        "min",
+        "isSorted",
+        "sets.contains",
+        "optional.of",
+        "optional.none()",
+        "type",
+        "names.map(x, x)",
+        "object.spec.list",
+    ];
+    let mut state: u64 = 7;
+    let mut next = |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % bound
+    };
+    let mut compiled = 0;
+    for _ in 0..20_000 {
+        let source: String = match next(3) {
+            0 => (0..1 + next(8)).map(|_| PARTS[next(PARTS.len())]).collect(),
+            1 => {
+                let method =
+                    ["substring", "indexOf", "lastIndexOf", "charAt", "split", "replace", "format", "matches", "join"]
+                        [next(9)];
+                let value = ["'héllo'", "''", "names", "object.metadata.name"][next(4)];
+                let arg = |next: &mut dyn FnMut(usize) -> usize| {
+                    [
+                        "0",
+                        "1",
+                        "-1",
+                        "5",
+                        "6",
+                        "9223372036854775807",
+                        "'l'",
+                        "''",
+                        "[1]",
+                        "['a']",
+                        "-9223372036854775808",
+                    ][next(11)]
+                };
+                let args: Vec<&str> = (0..next(4)).map(|_| arg(&mut next)).collect();
+                format!("{value}.{method}({})", args.join(", "))
+            }
+            _ => {
+                let operand = |next: &mut dyn FnMut(usize) -> usize| {
+                    [
+                        "n",
+                        "1",
+                        "0",
+                        "-1",
+                        "9223372036854775807",
+                        "-9223372036854775808",
+                        "1u",
+                        "0u",
+                        "1.5",
+                        "0.0",
+                        "'a'",
+                        "duration('9223372036s')",
+                        "timestamp('9999-12-31T23:59:59Z')",
+                        "timestamp('0001-01-01T00:00:00Z')",
+                        "object.spec.list",
+                        "names",
+                        "dyn(1e300)",
+                        "int(object.spec.ratio)",
+                    ][next(18)]
+                };
+                let op = ["+", "-", "*", "/", "%", "<", "==", " in "][next(8)];
+                format!("{}{op}{}", operand(&mut next), operand(&mut next))
+            }
+        };
+        if evaluate(&source).is_ok() {
+            compiled += 1;
+        }
+    }
+    assert!(compiled > 1000, "{compiled}");
 }

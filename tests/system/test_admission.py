@@ -21,6 +21,14 @@ class Admission(lab.Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
+        try:
+            cls.start_hook()
+        except BaseException:
+            cls.m.down()
+            raise
+
+    @classmethod
+    def start_hook(cls):
         cls.m.sh(f"""
             cd {cls.m.dir}
             openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=hook-ca \

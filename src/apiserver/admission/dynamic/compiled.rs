@@ -10,7 +10,13 @@ use crate::cel::{ExpressionError, compile};
 /// Conditions that a request has to meet. All of them are evaluated, until one is false.
 #[derive(Default)]
 pub struct Conditions {
-    pub list: Vec<Program>,
+    pub list: Vec<Expression>,
+}
+
+/// A program, and what it was compiled from.
+pub struct Expression {
+    pub program: Program,
+    pub source: String,
 }
 
 /// A validation of a policy.
@@ -24,8 +30,8 @@ pub struct Validation {
 
 /// A mutation of a policy.
 pub enum Mutation {
-    Apply(Program),
-    JsonPatch(Program),
+    Apply(Expression),
+    JsonPatch(Expression),
 }
 
 /// All that a policy evaluates.
@@ -79,7 +85,8 @@ impl Compiler {
         for (at, condition) in list.as_array().into_iter().flatten().enumerate() {
             let source = condition["expression"].as_str().unwrap_or_default().trim();
             let path = path.index(at).child("expression");
-            compiled.list.extend(self.expression(&env, &path, source, &[Type::Bool]));
+            let program = self.expression(&env, &path, source, &[Type::Bool]);
+            compiled.list.extend(program.map(|program| Expression { program, source: source.to_owned() }));
         }
         compiled
     }
@@ -151,17 +158,21 @@ pub fn policy_of(policy: &Value, object: Type, params: Type) -> (Compiled, Field
     for (at, mutation) in spec["mutations"].as_array().into_iter().flatten().enumerate() {
         let path = path.child("mutations").index(at);
         let source = |field: &str| mutation[field]["expression"].as_str().unwrap_or_default();
+        let with = |field: &str| {
+            let source = source(field).to_owned();
+            move |program| Expression { program, source }
+        };
         match mutation["patchType"].as_str() {
             Some("ApplyConfiguration") => {
                 let path = path.child("applyConfiguration").child("expression");
                 let program = compiler.expression(&all, &path, source("applyConfiguration"), &[Type::opaque("Object")]);
-                mutations.extend(program.map(Mutation::Apply));
+                mutations.extend(program.map(with("applyConfiguration")).map(Mutation::Apply));
             }
             Some("JSONPatch") => {
                 let path = path.child("jsonPatch").child("expression");
                 let wanted = Type::list(Type::opaque("JSONPatch"));
                 let program = compiler.expression(&all, &path, source("jsonPatch"), &[wanted]);
-                mutations.extend(program.map(Mutation::JsonPatch));
+                mutations.extend(program.map(with("jsonPatch")).map(Mutation::JsonPatch));
             }
             _ => {}
         }

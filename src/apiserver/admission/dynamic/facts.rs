@@ -66,11 +66,11 @@ impl Facts {
 pub fn are_met(conditions: &Conditions, inputs: &Inputs<'_>) -> Result<bool, String> {
     let mut total = CONDITIONS_COST_MAX;
     let mut failures = Vec::new();
-    for program in &conditions.list {
-        match inputs.evaluate(program, &mut total) {
+    for condition in &conditions.list {
+        match inputs.evaluate(&condition.program, &mut total) {
             Ok(Value::Bool(false)) => return Ok(false),
             Ok(_) => {}
-            Err(error) => failures.push(describe(&error)),
+            Err(error) => failures.push(describe(&condition.source, &error)),
         }
     }
     match failures.as_slice() {
@@ -81,12 +81,12 @@ pub fn are_met(conditions: &Conditions, inputs: &Inputs<'_>) -> Result<bool, Str
 }
 
 /// A failed evaluation in upstream's words.
-pub fn describe(error: &EvalError) -> String {
+pub fn describe(source: &str, error: &EvalError) -> String {
     match error {
         EvalError::OutOfBudget => {
             "validation failed due to running out of cost budget, no further validation rules will be run".to_owned()
         }
-        error => error.to_string(),
+        error => format!("expression '{source}' resulted in error: {error}"),
     }
 }
 

@@ -3,16 +3,17 @@
 use mussel_api::apply;
 use mussel_api::patch;
 use mussel_api::schema::{ListType, Schema, Type};
-use mussel_cel::{Budget, EvalError, Value};
+use mussel_cel::{Budget, Value};
 use serde_json::Value as Json;
 
 use super::asked::Asked;
-use super::compiled::Mutation;
+use super::compiled::{Expression, Mutation};
 use super::facts::{Known, are_met, describe};
 use super::follow::{Followed, Parsed};
 use super::policies::{Binding, Invocation, Policy, binding, invocations, policy};
 use super::{Memory, schema_of, settle};
 use crate::cel::TOTAL_COST_MAX;
+use crate::cel::admission::Inputs;
 use crate::registry::view::View;
 use crate::status::Status;
 
@@ -35,12 +36,6 @@ enum Failure {
     /// Its failure policy decides.
     Policy(String),
     Refusal(Status),
-}
-
-impl From<EvalError> for Failure {
-    fn from(error: EvalError) -> Self {
-        Self::Policy(describe(&error))
-    }
 }
 
 impl Mutating {
@@ -131,12 +126,12 @@ fn apply_policy(asked: &mut Asked<'_>, invocation: &Invocation<'_>, known: &mut 
         let Some(object) = asked.object() else { return Ok(()) };
         let before = asked.convert(seen, object);
         let after = match mutation {
-            Mutation::Apply(program) => {
-                let made = inputs.evaluate(program, &mut total)?;
+            Mutation::Apply(expression) => {
+                let made = evaluate(&inputs, expression, &mut total)?;
                 applied(asked, &before, &made).map_err(Failure::Policy)?
             }
-            Mutation::JsonPatch(program) => {
-                let made = inputs.evaluate(program, &mut total)?;
+            Mutation::JsonPatch(expression) => {
+                let made = evaluate(&inputs, expression, &mut total)?;
                 let operations = operations(&made).map_err(Failure::Policy)?;
                 patch::json(&before, operations.to_string().as_bytes())
                     .map_err(|error| Failure::Policy(format!("JSON Patch: {error}")))?
@@ -150,6 +145,11 @@ fn apply_policy(asked: &mut Asked<'_>, invocation: &Invocation<'_>, known: &mut 
         known.forget();
     }
     Ok(())
+}
+
+fn evaluate(inputs: &Inputs<'_>, expression: &Expression, total: &mut u64) -> Result<Value, Failure> {
+    let made = inputs.evaluate(&expression.program, total);
+    made.map_err(|error| Failure::Policy(describe(&expression.source, &error)))
 }
 
 /// `object` with what an `Object{…}` says merged into it, as server-side apply does, but without owners.

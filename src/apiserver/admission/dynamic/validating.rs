@@ -158,11 +158,7 @@ fn evaluate(asked: &Asked<'_>, invocation: &Invocation<'_>, known: &mut Known) -
                 denials.push(Denial { message, reason: validation.reason.clone() });
             }
             Err(error) => {
-                let text = match &error {
-                    mussel_cel::EvalError::OutOfBudget => describe(&error),
-                    error => format!("expression '{}' resulted in error: {error}", validation.expression),
-                };
-                denials.extend(failure(text));
+                denials.extend(failure(describe(&validation.expression, &error)));
                 if error == mussel_cel::EvalError::OutOfBudget {
                     break;
                 }
@@ -177,7 +173,7 @@ fn evaluate(asked: &Asked<'_>, invocation: &Invocation<'_>, known: &mut Known) -
                     tracing::debug!(policy = policy.name, key, "audit annotation");
                 }
             }
-            Err(error) => denials.extend(failure(format!("expression '{source}' resulted in error: {error}"))),
+            Err(error) => denials.extend(failure(describe(source, &error))),
         }
     }
     denials

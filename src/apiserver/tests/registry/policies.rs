@@ -207,7 +207,13 @@ async fn webhooks_are_called_on_their_conditions() {
     let change = json!([{"op": "replace", "path": "/webhooks/0/matchConditions/0/expression", "value": "object.data.none == 'a'"}]);
     cluster.patch(&format!("{}/m", configurations("Mutating")), "json", change).await.ok();
     let (code, _, message) = cluster.post(CONFIG_MAPS, config_map("b", "x")).await.refused();
-    assert_eq!((code, message.as_str()), (403, "configmaps \"b\" is forbidden: no such key: none"));
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            403,
+            "configmaps \"b\" is forbidden: expression 'object.data.none == 'a'' resulted in error: no such key: none"
+        )
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
