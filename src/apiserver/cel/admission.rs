@@ -286,3 +286,85 @@ impl Bindings for Inputs<'_> {
 }
 
 pub use library::authorizer::{authorizer, request_resource};
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Expressions as documentation, charts and policy engines write them.
+    #[test]
+    fn expressions_from_the_wild_work() {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "web", "namespace": "default", "labels": {"app.kubernetes.io/name": "web", "env": "prod"},
+                "annotations": {"a/b": "c"}, "ownerReferences": [{"kind": "ReplicaSet", "name": "r", "controller": true}]},
+            "spec": {"hostNetwork": false, "securityContext": {"runAsNonRoot": true},
+                "volumes": [{"name": "v", "emptyDir": {}}],
+                "containers": [
+                    {"name": "a", "image": "registry.example.com/app:1.2", "ports": [{"containerPort": 80}],
+                        "resources": {"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "250m"}},
+                        "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}},
+                    {"name": "b", "image": "registry.example.com/b@sha256:abc", "resources": {"limits": {"cpu": "1", "memory": "64Mi"}},
+                        "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}}}]}});
+        let all = [
+            "object.spec.containers.all(c, c.image.startsWith('registry.example.com/'))",
+            "object.spec.containers.all(c, has(c.resources) && has(c.resources.limits) && 'cpu' in c.resources.limits)",
+            "!has(object.spec.hostNetwork) || object.spec.hostNetwork == false",
+            "object.spec.?securityContext.?runAsNonRoot.orValue(false) == true",
+            "(object.spec.containers + object.spec.?initContainers.orValue([]) + object.spec.?ephemeralContainers.orValue([])).all(c, \
+             c.?securityContext.?allowPrivilegeEscalation.orValue(true) == false)",
+            "object.spec.containers.all(c, c.?securityContext.?capabilities.?drop.orValue([]).exists(d, d == 'ALL'))",
+            "object.spec.containers.all(c, c.?securityContext.?capabilities.?add.orValue([]).all(a, a in ['NET_BIND_SERVICE', 'CHOWN']))",
+            "object.metadata.?annotations[?'a/b'].orValue('') == 'c'",
+            "has(object.metadata.labels) && 'env' in object.metadata.labels && object.metadata.labels['env'] in ['prod', 'dev']",
+            "object.metadata.labels.all(key, key.matches('^[a-z./]+$'))",
+            "!object.spec.containers.exists(c, c.image.endsWith(':latest'))",
+            "object.spec.containers.all(c, c.image.contains('@sha256:') || c.image.split(':').size() == 2)",
+            "object.spec.containers.map(c, c.name).isSorted() && object.spec.containers.filter(c, has(c.ports)).size() == 1",
+            "object.spec.containers.all(c, quantity(c.resources.limits.memory).isLessThan(quantity('2Gi')))",
+            "object.spec.containers.map(c, quantity(c.resources.limits.cpu).asApproximateFloat()).sum() == 1.5",
+            "object.metadata.?ownerReferences.orValue([]).exists(o, o.kind == 'ReplicaSet' && o.?controller.orValue(false))",
+            "!object.spec.?volumes.orValue([]).exists(v, has(v.hostPath))",
+            "request.userInfo.groups.exists(g, g == 'system:masters') || request.userInfo.username.startsWith('system:')",
+            "request.operation in ['CREATE', 'UPDATE'] && (request.operation != 'UPDATE' || oldObject.metadata.uid == object.metadata.uid)",
+            "oldObject == null || object.spec == oldObject.spec",
+            "namespaceObject.metadata.?labels[?'env'].orValue('none') == 'none'",
+            "params == null || object.metadata.name.startsWith(params.prefix)",
+            "string(object.spec.containers.size()) + ' containers' == '2 containers'",
+            "variables.images.all(i, variables.allowed.exists(p, i.startsWith(p)))",
+            "variables.images.map(i, i.find('^[^/]+')).all(h, h == 'registry.example.com')",
+            "image(object.spec.containers[0].image).registry() == 'registry.example.com'",
+            "object.spec.containers.exists_one(c, c.name == 'a') && object.spec.containers[0].ports[0].containerPort == 80",
+            "object.spec.containers.all(i, c, c.name == ['a', 'b'][i])",
+            "(has(object.metadata.generateName) ? object.metadata.generateName : object.metadata.name).size() < 64",
+            "dyn(object.spec).?priority.orValue(0) <= 1000 && !('x' in object.spec)",
+            "object.metadata.namespace.matches('^(default|kube-.*)$') && 'a'.matches(r'^\\w$')",
+        ];
+        let mut variables = Variables::default();
+        for (name, source) in
+            [("images", "object.spec.containers.map(c, c.image)"), ("allowed", "['registry.example.com/', 'other/']")]
+        {
+            let env = env(Declared::default(), &Type::Dyn, &Type::Dyn, &variables.types());
+            variables.add(&env, name, source).unwrap();
+        }
+        let declared = Declared { params: true, authorizer: true, patches: false };
+        let untyped = env(declared, &Type::Dyn, &Type::Dyn, &variables.types());
+        let schema = mussel_api::schema::definition("io.k8s.api.core.v1.Pod").unwrap();
+        let typed = env(declared, &object_type(&schema), &Type::Dyn, &variables.types());
+        let object = Value::from_json(&pod);
+        let request = Value::from_json(
+            &json!({"operation": "CREATE", "userInfo": {"username": "system:admin", "groups": ["g"]}}),
+        );
+        let namespace = namespace_value(&json!({"metadata": {"name": "default", "labels": {}}}));
+        for source in all {
+            let program = compile(&untyped, source, &[Type::Bool]).unwrap_or_else(|error| panic!("{source}: {error}"));
+            let inputs = Inputs::new(&object, &Value::Null, &request, &namespace).with_variables(&variables);
+            let mut total = CALL_COST_MAX;
+            assert_eq!(inputs.evaluate(&program, &mut total), Ok(Value::Bool(true)), "{source}");
+            // Lists of different types have no sum, when their types are looked at.
+            let typed = compile(&typed, source, &[Type::Bool]);
+            assert_eq!(typed.is_err(), source.contains("ephemeralContainers"), "{source}: {typed:?}");
+        }
+    }
+}

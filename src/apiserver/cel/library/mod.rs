@@ -2,6 +2,7 @@
 
 pub mod authorizer;
 mod format;
+mod image;
 mod json_patch;
 mod network;
 mod quantity;
@@ -14,6 +15,7 @@ use mussel_cel::{Env, EvalError, Value};
 pub fn declare(env: &mut Env) {
     authorizer::declare(env);
     format::declare(env);
+    image::declare(env);
     json_patch::declare(env);
     network::declare(env);
     quantity::declare(env);
