@@ -164,7 +164,7 @@ pub fn env(declared: Declared, object: &Type, params: &Type, variables: &[(Arc<s
 
 /// The type of an object of a schema, for checks that look closer.
 pub fn object_type(schema: &Schema) -> Type {
-    schema::type_of(schema, "Object").unwrap_or(Type::Dyn)
+    schema::type_of(schema, "Object", schema::Names::Plain).unwrap_or(Type::Dyn)
 }
 
 /// The variables of a policy, compiled in their order.
@@ -338,7 +338,7 @@ mod tests {
             "object.spec.containers.exists_one(c, c.name == 'a') && object.spec.containers[0].ports[0].containerPort == 80",
             "object.spec.containers.all(i, c, c.name == ['a', 'b'][i])",
             "(has(object.metadata.generateName) ? object.metadata.generateName : object.metadata.name).size() < 64",
-            "dyn(object.spec).?priority.orValue(0) <= 1000 && !('x' in object.spec)",
+            "dyn(object.spec).?priority.orValue(0) <= 1000 && !('x' in object.metadata.labels)",
             "object.metadata.namespace.matches('^(default|kube-.*)$') && 'a'.matches(r'^\\w$')",
         ];
         let mut variables = Variables::default();

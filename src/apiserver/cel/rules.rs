@@ -80,7 +80,7 @@ impl ObjectType for Root {
         if name == "metadata" {
             return Some(Type::Object(Arc::new(Metadata)));
         }
-        match schema::type_of(&self.0, "self")? {
+        match schema::type_of(&self.0, "self", schema::Names::Escaped)? {
             Type::Object(object) => object.field(name),
             _ => None,
         }
@@ -135,7 +135,7 @@ impl Node {
         if let Some(list) = open_api[EXTENSION].as_array().filter(|list| !list.is_empty()) {
             let ty = match &schema {
                 Some(schema) if is_root => Some(Type::Object(Arc::new(Root(schema.clone())))),
-                Some(schema) => schema::type_of(schema, "self"),
+                Some(schema) => schema::type_of(schema, "self", schema::Names::Escaped),
                 None => None,
             };
             for (at, rule) in list.iter().enumerate() {

@@ -64,6 +64,16 @@ pub fn escape(property: &str) -> Option<String> {
 struct SchemaObject {
     schema: Schema,
     name: String,
+    names: Names,
+}
+
+/// By which names properties are selected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// Those of [`escape`]: in rules of schemas.
+    Escaped,
+    /// As they are: objects in admission are plain maps.
+    Plain,
 }
 
 impl ObjectType for SchemaObject {
@@ -72,23 +82,20 @@ impl ObjectType for SchemaObject {
     }
 
     fn field(&self, name: &str) -> Option<Type> {
-        let property = match self.schema.property(name) {
-            Some(schema) if escape(name).as_deref() == Some(name) => Some((name.to_owned(), schema)),
-            _ => self
-                .schema
-                .properties()
-                .find(|(property, _)| escape(property).as_deref() == Some(name))
-                .map(|(property, schema)| (property.to_owned(), schema)),
+        let known = |property: &str| match self.names {
+            Names::Escaped => escape(property).as_deref() == Some(name),
+            Names::Plain => property == name,
         };
-        let (property, schema) = property?;
-        type_of(&schema, &format!("{}.{property}", self.name))
+        let direct = self.schema.property(name).filter(|_| known(name)).map(|schema| (name, schema));
+        let (property, schema) = direct.or_else(|| self.schema.properties().find(|(property, _)| known(property)))?;
+        type_of(&schema, &format!("{}.{property}", self.name), self.names)
     }
 }
 
 /// The type of a schema's values; `None` when nothing is known of them, and expressions cannot get at them.
 ///
 /// `name` is what messages call an object of it.
-pub fn type_of(schema: &Schema, name: &str) -> Option<Type> {
+pub fn type_of(schema: &Schema, name: &str, names: Names) -> Option<Type> {
     Some(match schema.ty() {
         Kind::IntOrString | Kind::Quantity => Type::Dyn,
         Kind::Any if schema.is_builtin() => Type::Dyn,
@@ -102,10 +109,10 @@ pub fn type_of(schema: &Schema, name: &str) -> Option<Type> {
             Some("date" | "date-time") => Type::Timestamp,
             _ => Type::String,
         },
-        Kind::Array => Type::list(type_of(&schema.items()?, &format!("{name}.@idx"))?),
+        Kind::Array => Type::list(type_of(&schema.items()?, &format!("{name}.@idx"), names)?),
         Kind::Object => match schema.additional_properties() {
-            Some(values) => Type::map(Type::String, type_of(&values, &format!("{name}.@elem"))?),
-            None => Type::Object(Arc::new(SchemaObject { schema: schema.clone(), name: name.to_owned() })),
+            Some(values) => Type::map(Type::String, type_of(&values, &format!("{name}.@elem"), names)?),
+            None => Type::Object(Arc::new(SchemaObject { schema: schema.clone(), name: name.to_owned(), names })),
         },
     })
 }

@@ -311,3 +311,17 @@ async fn policies_are_told_what_does_not_fit_the_types() {
     }
     assert_eq!(status["typeChecking"], json!({}));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_is_in_force_on_every_server_with_the_next_request() {
+    let cluster = Cluster::start().await;
+    let other = cluster.another(|_| ()).await;
+    for round in 0..20 {
+        let name = format!("m{round}");
+        enforce(&cluster, "Validating", "p", json!({"validations": [{"expression": "false"}]}), json!({})).await;
+        assert_eq!(other.post(CONFIG_MAPS, config_map(&name, "x")).await.refused().0, 422);
+        cluster.delete(&format!("{API}/validatingadmissionpolicies/p"), Value::Null).await.ok();
+        other.post(CONFIG_MAPS, config_map(&name, "x")).await.ok();
+        cluster.delete(&format!("{API}/validatingadmissionpolicybindings/p"), Value::Null).await.ok();
+    }
+}
