@@ -11,6 +11,7 @@ use serde_json::Value;
 
 pub use managed::Entry;
 pub use set::FieldSet;
+pub use walk::merge;
 
 use crate::object::ObjectExt;
 use crate::schema::Schema;

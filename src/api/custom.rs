@@ -21,6 +21,7 @@ mod rows;
 mod scale;
 mod validate;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -58,6 +59,8 @@ pub struct Compiled {
     pub props: Props,
     /// For server-side apply.
     pub schema: Schema,
+    /// What the API server makes of the schema's rules in CEL, of which this crate knows nothing. Made at the first use.
+    pub rules: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl Custom {

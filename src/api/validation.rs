@@ -1,6 +1,7 @@
 //! What upstream refuses, in its words. `<kind>_create` looks at an object as it will be stored, `<kind>_update` and
 //! `<kind>_status` at the new one and the old. The common rules of metadata are apart: [`meta_create`], [`meta_update`].
 
+mod admission;
 mod batch;
 mod config;
 mod container;
@@ -18,6 +19,7 @@ mod storage;
 mod volume;
 mod workload;
 
+pub use admission::*;
 pub use batch::*;
 pub use config::*;
 pub use crd::{Approval, crd_approval, crd_create, crd_status, crd_update};

@@ -13,6 +13,7 @@ pub mod authz;
 pub mod bootstrap_data;
 pub mod bootstrap_roles;
 pub mod catalog;
+pub mod cel;
 pub mod config;
 pub mod connect;
 pub mod context;

@@ -115,7 +115,7 @@ async fn resource(
     let row = custom::find(&server.context, &info.group, &info.version, &info.resource).await?;
     check_shape(&row, &info, request.method())?;
     if connect::is_connect(&info) {
-        return connect::handle(server, info, user, query, request).await;
+        return connect::handle(server, info, user, query, &warnings, request).await;
     }
     let (parts, mut body) = request.into_parts();
     let body = match Limited::new(&mut body, BODY_BYTES_MAX).collect().await {

@@ -1,5 +1,7 @@
 //! Errors as clients see them: `metav1.Status`, with upstream's reasons, codes and texts.
 
+use std::borrow::Cow;
+
 use http::{HeaderValue, StatusCode, header};
 use mussel_api::field::FieldErrors;
 use mussel_store::{CommitError, ReadError, WatchError};
@@ -13,7 +15,7 @@ use crate::handler::{Body, Response};
 pub struct Status {
     pub code: u16,
     /// `NotFound`, `Conflict`, …; the machine-readable why.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     pub message: String,
     /// Boxed to keep results small.
     pub details: Option<Box<Details>>,
@@ -47,7 +49,7 @@ pub fn qualified(group: &str, name: &str) -> String {
 
 impl Status {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None, continue_token: None }
+        Self { code, reason: reason.into(), message: message.into(), details: None, continue_token: None }
     }
 
     #[must_use]
@@ -239,7 +241,7 @@ impl Status {
         }
         object["message"] = self.message.as_str().into();
         if !self.reason.is_empty() {
-            object["reason"] = self.reason.into();
+            object["reason"] = self.reason.as_ref().into();
         }
         if let Some(details) = &self.details {
             object["details"] = details.to_value();

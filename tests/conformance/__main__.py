@@ -34,8 +34,8 @@ CACHE = "/var/cache/mussel-tests/e2e-1.20"
 SOURCE = "http://deb.debian.org/debian/pool/main/k/kubernetes/kubernetes_1.20.5%2breally1.20.2.orig.tar.gz"
 GO = "/usr/lib/go-1.19/bin"
 SKIP = r"\[Serial\]|\[Disruptive\]"
-# Not served yet by us (webhooks, aggregation), or no more by anybody: tokens as Secrets by themselves.
-GONE = r"Webhook|Aggregator|mount an API token into|opting out of API token"
+# Not served yet by us (aggregation), or no more by anybody: tokens as Secrets by themselves.
+GONE = r"Aggregator|mount an API token into|opting out of API token"
 PATH = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
 
 

@@ -1,5 +1,7 @@
 //! A CRD, read.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -152,7 +154,7 @@ impl Definition {
             let schema = self.schema(index);
             // A schema that cannot be read says nothing, and so nothing is kept but metadata. Validation does not let one in.
             let props = Props::parse(&schema).unwrap_or_default();
-            Compiled { props, schema: Schema::custom(&schema) }
+            Compiled { props, schema: Schema::custom(&schema), rules: OnceLock::new() }
         })
     }
 }

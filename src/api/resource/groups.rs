@@ -229,17 +229,31 @@ fn admissionregistration() -> Vec<Row> {
     let extension =
         |kind, plural| row("admissionregistration.k8s.io", "v1", kind, plural).cluster().extension().generation();
     vec![
-        extension("MutatingAdmissionPolicy", "mutatingadmissionpolicies").default(defaults::mutating_admission_policy),
+        extension("MutatingAdmissionPolicy", "mutatingadmissionpolicies")
+            .rules(validation::mutating_admission_policy_create, validation::mutating_admission_policy_update)
+            .default(defaults::mutating_admission_policy),
         extension("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings")
+            .rules(
+                validation::mutating_admission_policy_binding_create,
+                validation::mutating_admission_policy_binding_update,
+            )
             .default(defaults::mutating_admission_policy_binding),
         extension("MutatingWebhookConfiguration", "mutatingwebhookconfigurations")
+            .rules(validation::webhook_configuration_create, validation::webhook_configuration_update)
             .default(defaults::mutating_webhook_configuration),
         extension("ValidatingAdmissionPolicy", "validatingadmissionpolicies")
+            .rules(validation::validating_admission_policy_create, validation::validating_admission_policy_update)
             .status()
+            .status_rules(validation::validating_admission_policy_status)
             .default(defaults::validating_admission_policy),
         extension("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
+            .rules(
+                validation::validating_admission_policy_binding_create,
+                validation::validating_admission_policy_binding_update,
+            )
             .default(defaults::validating_admission_policy_binding),
         extension("ValidatingWebhookConfiguration", "validatingwebhookconfigurations")
+            .rules(validation::webhook_configuration_create, validation::webhook_configuration_update)
             .default(defaults::validating_webhook_configuration),
     ]
 }

@@ -1,10 +1,10 @@
 //! Admission: named plugins in one fixed order. Each may change an object before it is validated, or refuse a request.
 //!
-//! Plugins decide from the request and one snapshot of the store, so they neither wait nor fail half way. What has to call
-//! out (webhooks) or to compile (policies) is to run behind the built-in plugins, in [`Chain::mutate`] and
-//! [`Chain::validate`]; that is why these are `async`.
+//! Plugins decide from the request and one snapshot of the store, so they neither wait nor fail half way. Webhooks and
+//! policies run behind them: see [`dynamic`].
 
 mod default_class;
+pub mod dynamic;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
@@ -16,11 +16,15 @@ mod runtime_class;
 mod service_account;
 mod taint_nodes;
 mod tolerations;
+pub mod type_check;
 
 use mussel_api::resource::Resource;
+use mussel_api::schema::Schema;
 use mussel_store::Txn;
 use serde_json::Value;
 
+use self::dynamic::{Dynamic, Memory};
+use crate::Context;
 use crate::config::Config;
 use crate::handler::{UserInfo, Warnings};
 use crate::registry::view::View;
@@ -31,6 +35,27 @@ pub enum Operation {
     Create,
     Update,
     Delete,
+    Connect,
+}
+
+impl Operation {
+    /// As rules and reviews have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// Another form in which webhooks and policies see an object: the scale of a workload.
+pub trait Face: Sync {
+    fn show(&self, object: &Value) -> Value;
+
+    /// Takes over what has changed in what was shown.
+    fn take(&self, object: &mut Value, shown: &Value);
 }
 
 /// What is to be done, and by whom.
@@ -50,6 +75,16 @@ pub struct Attributes<'a> {
     pub view: &'a View,
     pub warnings: &'a Warnings,
     pub config: &'a Config,
+    pub context: &'a Context,
+    /// Of the object in the request.
+    pub schema: Option<&'a Schema>,
+    /// The options of the request, as `meta.k8s.io/v1` has them.
+    pub options: &'a (dyn Fn() -> Value + Sync),
+    /// The name was made up from `generateName`.
+    pub generated: bool,
+    /// The object is not stored: an eviction, a review, the options of a connection.
+    pub is_virtual: bool,
+    pub face: Option<&'a dyn Face>,
 }
 
 impl Attributes<'_> {
@@ -87,6 +122,7 @@ pub trait Plugin: Send + Sync {
 /// The plugins, in the order they run.
 pub struct Chain {
     plugins: Vec<Box<dyn Plugin>>,
+    dynamic: Dynamic,
 }
 
 impl Chain {
@@ -109,14 +145,21 @@ impl Chain {
             Box::new(resource_quota::ResourceQuota),
         ];
         let is_enabled = |name: &str| !config.disable_admission.iter().any(|disabled| disabled == name);
-        Self { plugins: all.into_iter().filter(|plugin| is_enabled(plugin.name())).collect() }
+        let plugins = all.into_iter().filter(|plugin| is_enabled(plugin.name())).collect();
+        Self { plugins, dynamic: Dynamic::new(is_enabled) }
     }
 
-    pub async fn mutate(&self, attributes: &Attributes<'_>, object: &mut Value) -> Result<(), Status> {
-        for plugin in &self.plugins {
-            plugin.mutate(attributes, object)?;
+    /// Returns whether webhooks or policies were asked, which may have cost time.
+    pub async fn mutate(&self, attributes: &Attributes<'_>, object: &mut Value) -> Result<bool, Status> {
+        let mut memory = Memory::default();
+        loop {
+            for plugin in self.plugins.iter().filter(|_| !attributes.is_virtual) {
+                plugin.mutate(attributes, object)?;
+            }
+            if !self.dynamic.mutate(attributes, object, &mut memory).await? {
+                return Ok(memory.asked());
+            }
         }
-        Ok(())
     }
 
     pub fn reserve(&self, attributes: &Attributes<'_>, object: &Value, txn: &mut Txn) -> Result<(), Status> {
@@ -126,11 +169,12 @@ impl Chain {
         Ok(())
     }
 
-    pub async fn validate(&self, attributes: &Attributes<'_>, object: Option<&Value>) -> Result<(), Status> {
-        for plugin in &self.plugins {
+    /// Returns whether webhooks or policies were asked, which may have cost time.
+    pub async fn validate(&self, attributes: &Attributes<'_>, object: Option<&Value>) -> Result<bool, Status> {
+        for plugin in self.plugins.iter().filter(|_| !attributes.is_virtual) {
             plugin.validate(attributes, object)?;
         }
-        Ok(())
+        self.dynamic.validate(attributes, object).await
     }
 }
 

@@ -66,7 +66,7 @@ fn may_take(attributes: &Attributes<'_>) -> bool {
             (attributes.stored_as, attributes.subresource),
             ("services" | "persistentvolumeclaims", "") | ("pods", "resize")
         ),
-        Operation::Delete => false,
+        Operation::Delete | Operation::Connect => false,
     };
     takes && !attributes.namespace.is_empty()
 }

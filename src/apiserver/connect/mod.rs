@@ -2,6 +2,7 @@
 //! proxies. Bytes are streamed both ways; WebSocket and SPDY are for the other end to understand, but for a log, which
 //! this end sends by WebSocket when asked.
 
+mod admit;
 mod backend;
 mod forward;
 mod html;
@@ -20,7 +21,7 @@ use serde_json::Value;
 use crate::api_server::Inner;
 use crate::authz::Attributes;
 use crate::encryption::Snapshot;
-use crate::handler::{Body, Query, RequestInfo, Response, UserInfo};
+use crate::handler::{Body, Query, RequestInfo, Response, UserInfo, Warnings};
 use crate::status::Status;
 
 pub use backend::{KubeletDialer, Stream};
@@ -49,6 +50,7 @@ pub(crate) async fn handle(
     info: RequestInfo,
     user: UserInfo,
     query: Query,
+    warnings: &Warnings,
     request: http::Request<Body>,
 ) -> Result<Response, Status> {
     let streams = matches!(info.subresource.as_str(), "attach" | "exec" | "portforward");
@@ -65,6 +67,9 @@ pub(crate) async fn handle(
         let mut attributes = Attributes::of(&user, &info, &query);
         attributes.verb = "create".to_owned();
         server.context.authorizer.require(&attributes).await?;
+    }
+    if info.subresource != "log" {
+        admit::admit(server, &info, &query, &user, warnings).await?;
     }
     let connect = Connect { server, info, query, request };
     match (connect.info.resource.as_str(), connect.info.subresource.as_str()) {

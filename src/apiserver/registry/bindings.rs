@@ -22,11 +22,15 @@ pub async fn create(call: &Call<'_>, name: Option<&str>) -> Result<Response, Sta
     let schema = definition("io.k8s.api.core.v1.Binding")?;
     let expected = Expected { api_version: "v1".to_owned(), kind: "Binding", schema: &schema, custom: None };
     let format = body::format(&request.headers)?;
-    let binding = body::decode(&request.body, format, &expected, options.strictness, &request.warnings)?;
-    let name = name.unwrap_or_else(|| binding.name());
+    let mut binding = body::decode(&request.body, format, &expected, options.strictness, &request.warnings)?;
+    let subresource = if name.is_some() { "binding" } else { "" };
+    let name = name.map_or_else(|| binding.name().to_owned(), str::to_owned);
+    let name = name.as_str();
     if !binding.name().is_empty() && binding.name() != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
+    let view = call.view(Freshness::Linearizable).await?;
+    call.pass(name, subresource, options.dry_run, &schema, &view, &mut binding).await?;
     let target = &binding["target"];
     let node = target["name"].as_str().unwrap_or_default();
     let mut errors = Vec::new();

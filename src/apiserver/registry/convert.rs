@@ -23,6 +23,13 @@ pub fn to_storage(resource: &Resource, object: Value) -> Value {
     }
 }
 
+/// The object of one served version in another one of the same resource.
+pub fn between(from: &Resource, to: &Resource, object: Value) -> Value {
+    let mut object = from_storage(to, to_storage(from, object));
+    object["apiVersion"] = to.api_version().into();
+    object
+}
+
 /// The storage version, when it is another than the served one.
 pub fn needed(resource: &Resource) -> Option<(&'static str, &'static str)> {
     resource.storage.filter(|(group, version)| *group != resource.group || *version != resource.version)

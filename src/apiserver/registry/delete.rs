@@ -71,6 +71,12 @@ pub async fn remove(call: &Call<'_>, name: &str, options: &DeleteOptions) -> Res
             view: &view,
             warnings: &call.request.warnings,
             config: &call.context.config,
+            context: call.context,
+            schema: Some(&call.schema),
+            options: &|| options.to_value(),
+            generated: false,
+            is_virtual: false,
+            face: None,
         };
         if !call.raw {
             call.registry.admission.validate(&attributes, None).await?;

@@ -35,10 +35,12 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
     if parsed["apiVersion"] == "policy/v1beta1" {
         expected.api_version = "policy/v1beta1".to_owned();
     }
-    let eviction = body::decode(&request.body, format, &expected, options.strictness, &request.warnings)?;
+    let mut eviction = body::decode(&request.body, format, &expected, options.strictness, &request.warnings)?;
     if !eviction.name().is_empty() && eviction.name() != name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
+    let view = call.view(Freshness::Linearizable).await?;
+    call.pass(name, "eviction", options.dry_run, &schema, &view, &mut eviction).await?;
     let mut delete = DeleteOptions::from_value(&eviction["deleteOptions"], options.dry_run)?;
 
     loop {

@@ -337,7 +337,7 @@ mod tests {
         assert_eq!((token.rv, token.start.as_str()), (7, "default/a"));
         assert!(!token.is_expired(1300) && token.is_expired(1301));
         let status = continue_expired(token).unwrap();
-        assert_eq!((status.code, status.reason), (410, "Expired"));
+        assert_eq!((status.code, &*status.reason), (410, "Expired"));
         let next = status.to_value()["metadata"]["continue"].as_str().unwrap().to_owned();
         let next = decode_continue(&next).unwrap();
         assert_eq!((next.rv, next.start.as_str()), (-1, "default/a"));

@@ -6,7 +6,7 @@
 mod bindings;
 pub mod body;
 pub mod call;
-mod convert;
+pub mod convert;
 mod create;
 mod delete;
 mod delete_collection;
@@ -18,6 +18,7 @@ mod list;
 pub mod names;
 mod negotiate;
 mod options;
+pub mod passing;
 mod patch;
 pub mod purge;
 mod reviews;
@@ -44,7 +45,7 @@ use self::strategy::namespaces::Finalize;
 use self::strategy::pods::{EphemeralContainers, Resize};
 use self::write::{Main, Part, StatusPart};
 use crate::Context;
-use crate::admission::Chain;
+use crate::admission::{Chain, type_check};
 use crate::custom;
 use crate::handler::{Request, Response};
 use crate::status::Status;
@@ -78,6 +79,7 @@ impl Registry {
     pub async fn start(&self) -> Result<(), Status> {
         start::bootstrap(self).await?;
         expiry::start(&self.context);
+        type_check::start(&self.context);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use mussel_api::decode::{self, Strictness};
 use mussel_api::field::{FieldError, FieldErrors, Path};
 use mussel_api::selector::{FieldSelector, LabelSelector};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::body;
 use crate::handler::{Query, Request};
@@ -58,6 +58,20 @@ impl WriteOptions {
     }
 }
 
+/// The options in the query of a write, as `kind` has them.
+pub fn write_options(query: &Query, kind: &str) -> Value {
+    let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+    for field in ["fieldManager", "fieldValidation"] {
+        if let Some(value) = query.get(field).filter(|value| !value.is_empty()) {
+            options[field] = value.into();
+        }
+    }
+    if query.all("dryRun").any(|value| !value.is_empty()) {
+        options["dryRun"] = json!(["All"]);
+    }
+    options
+}
+
 /// Clients that name no field manager are known by the first word of their user agent.
 fn user_agent_manager(request: &Request) -> String {
     let agent = request.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -98,6 +112,26 @@ pub struct DeleteOptions {
 }
 
 impl DeleteOptions {
+    pub fn to_value(&self) -> Value {
+        let mut options = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
+        if self.dry_run {
+            options["dryRun"] = json!(["All"]);
+        }
+        if let Some(seconds) = self.grace_period_seconds {
+            options["gracePeriodSeconds"] = seconds.into();
+        }
+        if let Some(uid) = &self.uid {
+            options["preconditions"]["uid"] = uid.as_str().into();
+        }
+        if let Some(version) = &self.resource_version {
+            options["preconditions"]["resourceVersion"] = version.as_str().into();
+        }
+        if let Some(propagation) = self.propagation {
+            options["propagationPolicy"] = format!("{propagation:?}").into();
+        }
+        options
+    }
+
     /// From the body when there is one, else from the query.
     pub fn of(request: &Request) -> Result<Self, Status> {
         if request.body.is_empty() { Self::from_query(&request.query) } else { Self::from_body(request) }

@@ -6,14 +6,18 @@ use http::StatusCode;
 use mussel_api::field::{FieldError, Path};
 use mussel_api::object::ObjectExt;
 use mussel_api::resource::Resource;
+use mussel_store::Freshness;
 use serde_json::{Map, Value, json};
 
 use super::Registry;
 use super::body::{self, Expected};
 use super::call::Call;
 use super::negotiate::{self, Shape};
-use super::options::WriteOptions;
+use super::options::{WriteOptions, write_options};
+use super::passing::Passing;
+use super::view::View;
 use super::write::now;
+use crate::admission::Operation;
 use crate::authz::Attributes;
 use crate::handler::{Request, Response, UserInfo};
 use crate::status::Status;
@@ -55,6 +59,20 @@ impl Review {
             Expected { api_version: resource.api_version(), kind: &resource.kind, schema: &schema, custom: None };
         let mut review = body::decode(&request.body, format, &expected, options.strictness, &request.warnings)?;
         review.meta_mut().insert("creationTimestamp".to_owned(), Value::Null);
+        let view = View::new(registry.context.store.snapshot(Freshness::Local).await?);
+        let passing = Passing {
+            operation: Operation::Create,
+            resource,
+            subresource: "",
+            namespace: &request.info.namespace,
+            name: "",
+            user: &request.user,
+            dry_run: options.dry_run,
+            warnings: &request.warnings,
+            schema: Some(&schema),
+            options: &|| write_options(&request.query, "CreateOptions"),
+        };
+        registry.pass(&passing, &view, &mut review).await?;
         let invalid = |path: Path, why: &str| {
             let error = FieldError::required(&path, why);
             Status::invalid(&resource.group, &resource.kind, review.name(), &vec![error])

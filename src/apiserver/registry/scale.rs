@@ -13,6 +13,7 @@ use super::negotiate;
 use super::options::WriteOptions;
 use super::patch::Patch;
 use super::write::{Made, Part, Write, keep_all_but};
+use crate::admission::Face;
 use crate::handler::Response;
 use crate::status::Status;
 
@@ -140,7 +141,21 @@ fn selector_text(selector: &Value) -> String {
 
 struct Scale;
 
+impl Face for Scale {
+    fn show(&self, object: &Value) -> Value {
+        of(object)
+    }
+
+    fn take(&self, object: &mut Value, shown: &Value) {
+        object["spec"]["replicas"] = shown["spec"]["replicas"].as_i64().unwrap_or(0).into();
+    }
+}
+
 impl Part for Scale {
+    fn face(&self) -> Option<&dyn Face> {
+        Some(self)
+    }
+
     fn subresource(&self) -> &'static str {
         "scale"
     }

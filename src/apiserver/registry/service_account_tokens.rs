@@ -45,6 +45,7 @@ pub async fn create(call: &Call<'_>) -> Result<Response, Status> {
         let error = FieldError::invalid(&path, wish.name(), "must match the service account name");
         return Err(Status::invalid("authentication.k8s.io", "TokenRequest", wish.name(), &vec![error]));
     }
+    call.pass(name, "token", options.dry_run, &schema, &view, &mut wish).await?;
 
     let spec = &wish["spec"];
     let seconds = spec["expirationSeconds"].as_i64().unwrap_or(SECONDS_DEFAULT);

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Current};
 use super::names;
-use super::options::WriteOptions;
+use super::options::{WriteOptions, write_options};
 use super::view::View;
-use crate::admission::{self, Attributes};
+use crate::admission::{self, Attributes, Face};
 use crate::status::Status;
 
 /// How often a write is tried again after another one got between its read and its commit.
@@ -32,6 +32,11 @@ pub trait Part: Sync {
     fn prepare(&self, write: &Write<'_>, new: &mut Value, old: &Value) -> Result<(), Status>;
 
     fn validate(&self, write: &Write<'_>, new: &Value, old: &Value) -> FieldErrors;
+
+    /// The form in which webhooks and policies see the object, when it is another.
+    fn face(&self) -> Option<&dyn Face> {
+        None
+    }
 
     /// May this user make this change, beyond what RBAC says of the request?
     fn authorize<'a>(
@@ -176,7 +181,7 @@ impl Call<'_> {
                 let mut named = object.clone();
                 let name = names::generate(object.meta_str("generateName"));
                 named.meta_mut().insert("name".to_owned(), name.as_str().into());
-                match self.create_named(named, tracked, options).await {
+                match self.create_named(named, tracked, true, options).await {
                     Err(status) if status.reason == "AlreadyExists" => {}
                     done => return done,
                 }
@@ -184,11 +189,19 @@ impl Call<'_> {
             let (group, plural) = (&self.resource.group, &self.resource.plural);
             return Err(Status::generate_name_conflict(group, plural, object.meta_str("generateName")));
         }
-        self.create_named(object, tracked, options).await
+        self.create_named(object, tracked, false, options).await
     }
 
-    async fn create_named(&self, object: Value, tracked: bool, options: &WriteOptions) -> Result<Value, Status> {
+    async fn create_named(
+        &self,
+        object: Value,
+        tracked: bool,
+        generated: bool,
+        options: &WriteOptions,
+    ) -> Result<Value, Status> {
         let mut in_turn = None;
+        // What webhooks and policies have let pass, once they were asked. Nobody is asked while others wait for their turn.
+        let mut admitted: Option<Value> = None;
         for _ in 0..ATTEMPTS_MAX {
             let mut new = object.clone();
             let view = self.view(Freshness::Linearizable).await?;
@@ -229,8 +242,23 @@ impl Call<'_> {
                 view: &view,
                 warnings: &self.request.warnings,
                 config: &self.context.config,
+                context: self.context,
+                schema: Some(&self.schema),
+                options: &|| write_options(&self.request.query, "CreateOptions"),
+                generated,
+                is_virtual: false,
+                face: None,
             };
-            self.registry.admission.mutate(&attributes, &mut new).await?;
+            let mut asked = false;
+            match &admitted {
+                Some(object) => new = object.clone(),
+                None => {
+                    asked = self.registry.admission.mutate(&attributes, &mut new).await?;
+                    self.fit_namespace(&mut new)?;
+                }
+            }
+            // A webhook may choose it.
+            let name = new.name().to_owned();
             self.default_again(&mut new)?;
             if strategy.has_generation {
                 new.meta_mut().insert("generation".to_owned(), 1.into());
@@ -252,9 +280,19 @@ impl Call<'_> {
             txn.preconditions.push(Precondition::Absent(key.clone()));
             txn.preconditions.extend(self.definition_holds());
             let own = txn.preconditions.len();
-            self.rules.reserve(&write, &mut new, None, &mut txn)?;
+            if let Err(status) = self.rules.reserve(&write, &mut new, None, &mut txn) {
+                // What the admitted object was given is somebody else's by now: from the beginning.
+                if admitted.take().is_some() {
+                    in_turn = None;
+                    continue;
+                }
+                return Err(status);
+            }
             self.rules.authorize(&write, &new, None).await?;
-            self.registry.admission.validate(&attributes, Some(&new)).await?;
+            if admitted.is_none() {
+                asked |= self.registry.admission.validate(&attributes, Some(&new)).await?;
+                admitted = asked.then(|| new.clone());
+            }
 
             if options.dry_run {
                 return Ok(new);
@@ -397,8 +435,15 @@ impl Call<'_> {
             view,
             warnings: &self.request.warnings,
             config: &self.context.config,
+            context: self.context,
+            schema: Some(&self.schema),
+            options: &|| write_options(&self.request.query, "UpdateOptions"),
+            generated: false,
+            is_virtual: false,
+            face: part.face(),
         };
         self.registry.admission.mutate(&attributes, &mut new).await?;
+        self.fit_namespace(&mut new)?;
         self.default_again(&mut new)?;
         if strategy.has_generation && part.subresource() != "status" && self.rules.counts_as_change(&new, &old) {
             new.meta_mut().insert("generation".to_owned(), (old.generation() + 1).into());

@@ -49,7 +49,7 @@ impl Rules for CustomObjects {
             Some(old) => custom::validate_update(custom, new, old),
             None => custom::validate(custom, new),
         };
-        if errors.is_empty() { rules::check(custom, new, old) } else { errors }
+        if errors.is_empty() { rules::check(custom, new, old, &write.call.request.warnings) } else { errors }
     }
 
     /// All but metadata; a status that is no resource of its own is part of it, one that is was put back before.

@@ -1,5 +1,6 @@
 //! What the API server does for a kind beyond what its row says: initial status, allocations, deletion, escalation checks.
 
+mod admission;
 pub mod certificates;
 mod custom;
 mod definitions;
@@ -148,11 +149,13 @@ pub fn rules(resource: &Resource, stored_as: &str) -> &'static dyn Rules {
         "replicationcontrollers" => &simple::Orphans,
         "deployments.apps" => &simple::Deployments,
         crate::custom::RESOURCE => &definitions::Definitions,
-        "leases.coordination.k8s.io"
-        | "poddisruptionbudgets.policy"
-        | "apiservices.apiregistration.k8s.io"
-        | "mutatingwebhookconfigurations.admissionregistration.k8s.io"
-        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => &simple::Conditional,
+        "leases.coordination.k8s.io" | "poddisruptionbudgets.policy" | "apiservices.apiregistration.k8s.io" => {
+            &simple::Conditional
+        }
+        "mutatingwebhookconfigurations.admissionregistration.k8s.io"
+        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => &admission::Webhooks,
+        "mutatingadmissionpolicies.admissionregistration.k8s.io"
+        | "validatingadmissionpolicies.admissionregistration.k8s.io" => &admission::Policies,
         _ => &simple::Plain,
     }
 }

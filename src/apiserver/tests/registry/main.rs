@@ -4,14 +4,14 @@ mod admission;
 mod custom;
 mod deletion;
 mod encryption;
-// Parts of it are for other tests.
-#[allow(dead_code)]
 mod hook_server;
 mod listing;
 mod objects;
 mod patching;
 mod pods;
+mod policies;
 mod services;
 mod support;
 mod tokens;
 mod watching;
+mod webhooks;
