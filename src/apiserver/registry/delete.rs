@@ -72,7 +72,7 @@ pub async fn remove(call: &Call<'_>, name: &str, options: &DeleteOptions) -> Res
             warnings: &call.request.warnings,
             config: &call.context.config,
             context: call.context,
-            schema: Some(&call.schema),
+            schema: Some(call.schema()),
             options: &|| options.to_value(),
             generated: false,
             is_virtual: false,
