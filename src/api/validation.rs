@@ -2,6 +2,7 @@
 //! `<kind>_status` at the new one and the old. The common rules of metadata are apart: [`meta_create`], [`meta_update`].
 
 mod admission;
+mod admission_policy;
 mod batch;
 mod config;
 mod container;
@@ -19,7 +20,8 @@ mod storage;
 mod volume;
 mod workload;
 
-pub use admission::*;
+pub use admission::{webhook_configuration_create, webhook_configuration_update};
+pub use admission_policy::*;
 pub use batch::*;
 pub use config::*;
 pub use crd::{Approval, crd_approval, crd_create, crd_status, crd_update};

@@ -143,6 +143,6 @@ mod tests {
         assert_eq!(outcome(true, false, "hook.default.svc"), Ok(()));
         assert_eq!(outcome(false, false, "hook.default.svc"), Ok(()));
         assert!(outcome(false, false, "other.default.svc").unwrap_err().contains("not valid for name"));
-        assert!(outcome(false, true, "hook.default.svc").unwrap_err().contains("UnknownIssuer"));
+        assert!(outcome(false, true, "hook.default.svc").is_err());
     }
 }
