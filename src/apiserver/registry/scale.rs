@@ -24,6 +24,7 @@ pub async fn handle(call: &Call<'_>) -> Result<Response, Status> {
     let request = call.request;
     let schema = definition(SCHEMA)?;
     let expected = Expected { api_version: "autoscaling/v1".to_owned(), kind: "Scale", schema: &schema, custom: None };
+    let part = Scale { paths: custom_paths(call) };
     let object = match request.info.verb.as_str() {
         "get" => {
             let view = call.view(Freshness::Linearizable).await?;
@@ -40,7 +41,7 @@ pub async fn handle(call: &Call<'_>) -> Result<Response, Status> {
                 )));
             }
             let make = |old: Option<&Value>| scaled(call, old, &scale);
-            call.change(name, &Scale, &options, false, make).await?.0
+            call.change(name, &part, &options, false, make).await?.0
         }
         "patch" => {
             let options = WriteOptions::of(request, "PatchOptions")?;
@@ -56,7 +57,7 @@ pub async fn handle(call: &Call<'_>) -> Result<Response, Status> {
                 };
                 scaled(call, old, &after)
             };
-            call.change(name, &Scale, &options, false, make).await?.0
+            call.change(name, &part, &options, false, make).await?.0
         }
         _ => return Err(Status::method_not_allowed()),
     };
@@ -139,19 +140,31 @@ fn selector_text(selector: &Value) -> String {
     terms.join(",")
 }
 
-struct Scale;
+struct Scale<'c> {
+    /// Of a custom kind.
+    paths: Option<&'c custom::ScalePaths>,
+}
 
-impl Face for Scale {
+impl Face for Scale<'_> {
     fn show(&self, object: &Value) -> Value {
-        of(object)
+        // What came here has been read as a scale before.
+        self.paths.map_or_else(|| of(object), |paths| custom::scale_of(object, paths).unwrap_or_default())
     }
 
     fn take(&self, object: &mut Value, shown: &Value) {
-        object["spec"]["replicas"] = shown["spec"]["replicas"].as_i64().unwrap_or(0).into();
+        let replicas = shown["spec"]["replicas"].as_i64().unwrap_or(0);
+        match self.paths {
+            None => object["spec"]["replicas"] = replicas.into(),
+            Some(paths) => {
+                if let Err(error) = custom::with_replicas(object, paths, replicas) {
+                    tracing::debug!(%error, "a scale that was changed on its way has no place in its object");
+                }
+            }
+        }
     }
 }
 
-impl Part for Scale {
+impl Part for Scale<'_> {
     fn face(&self) -> Option<&dyn Face> {
         Some(self)
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::rules::Rule;
 use super::{Attributes, equivalents};
+use crate::custom;
 use crate::registry::convert;
 use crate::status::Status;
 
@@ -40,6 +41,13 @@ impl Place {
 
     fn resource_value(&self) -> Value {
         json!({"group": self.group, "version": self.version, "resource": self.resource})
+    }
+}
+
+fn between(from: &Resource, to: &Resource, object: Value) -> Value {
+    match &to.custom {
+        Some(custom) => custom::convert::served_now(custom, object),
+        None => convert::between(from, to, object),
     }
 }
 
@@ -123,6 +131,10 @@ impl<'a> Asked<'a> {
         });
         rules.iter().find_map(|rule| {
             let (place, row) = others.iter().find(|(place, _)| rule.matches(self, place))?;
+            if row.custom.as_ref().is_some_and(custom::convert::asks) {
+                // In the version of the request, so that it is not missed: another one is a webhook's to make.
+                return Some(self.as_made());
+            }
             Some(Seen { place: place.clone(), row: Some(Arc::clone(row)) })
         })
     }
@@ -131,9 +143,7 @@ impl<'a> Asked<'a> {
     pub fn convert(&self, seen: &Seen, object: &Value) -> Value {
         match &seen.row {
             // Subresources with a kind of their own have it in every version.
-            Some(row) if seen.place.kind != self.place.kind => {
-                convert::between(self.attributes.resource, row, object.clone())
-            }
+            Some(row) if seen.place.kind != self.place.kind => between(self.attributes.resource, row, object.clone()),
             _ => object.clone(),
         }
     }
@@ -141,7 +151,7 @@ impl<'a> Asked<'a> {
     /// The inverse of [`Asked::convert`].
     pub fn convert_back(&self, seen: &Seen, object: Value) -> Value {
         match &seen.row {
-            Some(row) if seen.place.kind != self.place.kind => convert::between(row, self.attributes.resource, object),
+            Some(row) if seen.place.kind != self.place.kind => between(row, self.attributes.resource, object),
             _ => object,
         }
     }

@@ -20,6 +20,7 @@ mod webhooks;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use mussel_api::custom;
 use mussel_api::decode::{self, Strictness};
 use mussel_api::resource::{self, Resource};
 use mussel_api::schema::{self, Schema};
@@ -212,6 +213,12 @@ fn take(attributes: &Attributes<'_>, object: &mut Value, mut shown: Value) {
 
 /// A changed object, as if it had come in this form: types checked, unknown fields gone, defaults set.
 fn settle(attributes: &Attributes<'_>, object: Value) -> Result<Value, Status> {
+    if let (Some(custom), None) = (&attributes.resource.custom, attributes.face) {
+        let props = &custom.compiled().props;
+        let mut object = decode::check_custom(object, props, Strictness::Ignore).map_err(Status::internal)?.object;
+        custom::default(&mut object, props);
+        return Ok(object);
+    }
     let Some(schema) = schema_of(attributes) else { return Ok(object) };
     let mut object = decode::check(object, &schema, Strictness::Ignore).map_err(Status::internal)?.object;
     if attributes.face.is_none() && !attributes.is_virtual {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::asked::{Asked, Seen};
 use super::compiled::{self, Compiled};
 use super::rules::{Rule, Selectors};
+use crate::custom;
 use crate::registry::call::stored_as;
 use crate::registry::convert;
 use crate::status::Status;
@@ -221,5 +222,11 @@ fn params(asked: &Asked<'_>, policy: &Policy, binding: &Binding) -> Result<Vec<V
     if found.is_empty() && reference.denies_without {
         return Err("no params found for policy binding with `Deny` parameterNotFoundAction".to_owned());
     }
-    Ok(found.into_iter().map(|object| convert::from_storage(&row, object)).collect())
+    let served = |object| match &row.custom {
+        // One whose versions are converted by a webhook is taken as it is stored.
+        Some(kind) if custom::convert::asks(kind) => object,
+        Some(kind) => custom::convert::served_now(kind, object),
+        None => convert::from_storage(&row, object),
+    };
+    Ok(found.into_iter().map(served).collect())
 }
