@@ -5,23 +5,23 @@ use serde_json::{Value, json};
 use crate::hook_server::Hook;
 use crate::support::{Answer, Cluster, Events};
 
-const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-const CRD: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/widgets.example.com";
-const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";
+pub const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+pub const CRD: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/widgets.example.com";
+pub const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";
 
-fn version(name: &str, storage: bool, properties: Value) -> Value {
+pub fn version(name: &str, storage: bool, properties: Value) -> Value {
     json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object", "properties": {
         "spec": {"type": "object", "properties": properties},
         "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}})
 }
 
-fn crd(versions: Value) -> Value {
+pub fn crd(versions: Value) -> Value {
     json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "widgets.example.com"},
         "spec": {"group": "example.com", "scope": "Namespaced", "versions": versions,
             "names": {"plural": "widgets", "singular": "widget", "kind": "Widget", "shortNames": ["wd"], "categories": ["all"]}}})
 }
 
-fn widget(name: &str, spec: Value) -> Value {
+pub fn widget(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec})
 }
 
@@ -44,12 +44,12 @@ async fn until(cluster: &Cluster, wanted: impl Fn(&Value) -> bool) -> Value {
     }
 }
 
-async fn establish(cluster: &Cluster, crd: Value) -> Value {
+pub async fn establish(cluster: &Cluster, crd: Value) -> Value {
     cluster.post(CRDS, crd).await.ok();
     until(cluster, |crd| condition(crd, "Established") == "True").await
 }
 
-async fn change_crd(cluster: &Cluster, change: impl Fn(&mut Value)) -> Value {
+pub async fn change_crd(cluster: &Cluster, change: impl Fn(&mut Value)) -> Value {
     loop {
         let mut crd = cluster.get(CRD).await.ok();
         change(&mut crd);

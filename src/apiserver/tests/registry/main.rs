@@ -2,6 +2,7 @@
 
 mod admission;
 mod custom;
+mod custom_admission;
 mod deletion;
 mod encryption;
 mod hook_server;

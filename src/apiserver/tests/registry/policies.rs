@@ -9,7 +9,7 @@ const API: &str = "/apis/admissionregistration.k8s.io/v1";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 
 /// A policy of this kind (`Validating`, `Mutating`) on ConfigMaps, and a binding of the same name.
-async fn enforce(cluster: &Cluster, kind: &str, name: &str, spec: Value, binding: Value) {
+pub async fn enforce(cluster: &Cluster, kind: &str, name: &str, spec: Value, binding: Value) {
     let mut spec = spec;
     if spec["matchConstraints"].is_null() {
         spec["matchConstraints"] = json!({"resourceRules": [
