@@ -25,10 +25,11 @@ fn records(engine: &Engine) -> Records {
     engine.scan(Space::State, b"").map(Result::unwrap).collect()
 }
 
-/// Mostly small ones, as entries of a log are; some long ones, as checkpoints are, which do not fit a segment's rest.
-fn batch(random: &Random, records: &mut Records) -> Writes {
+/// Mostly small ones, as votes are; some long ones, as checkpoints are. One that `is_long` does often not fit a segment's rest.
+fn batch(random: &Random, records: &mut Records, is_long: bool) -> Writes {
     let mut writes = Writes::default();
     let (count, bytes_max) = match random.below(8) {
+        _ if is_long => (90, 6000),
         0 => (1 + random.below(60), 6000),
         _ => (1 + random.below(4), 1500),
     };
@@ -97,12 +98,12 @@ fn a_torn_batch_is_found_and_dropped_whole() {
         let engine = open(&running);
         let mut now = Records::new();
         for _ in 0..random.below(60) {
-            engine.write(&batch(&random, &mut now)).unwrap();
+            engine.write(&batch(&random, &mut now, false)).unwrap();
         }
         // After each: what a crash in the middle of it may leave.
-        for _ in 0..6 {
+        for n in 0..6 {
             let (old, before) = (now.clone(), fs::read(db(&running)).unwrap());
-            engine.write(&batch(&random, &mut now)).unwrap();
+            engine.write(&batch(&random, &mut now, n == 0)).unwrap();
             let after = fs::read(db(&running)).unwrap();
             // A segment begins within the batch, at the end of the file or in place of one that is no longer needed.
             let header = |bytes: &[u8], at: usize| bytes.get(at..at + HEADER_BYTES).map(<[u8]>::to_vec);
@@ -141,7 +142,7 @@ fn a_torn_batch_is_found_and_dropped_whole() {
                 }
                 // It goes on from there.
                 let mut more = found;
-                opened.write(&batch(&random, &mut more)).unwrap();
+                opened.write(&batch(&random, &mut more, false)).unwrap();
                 drop(opened);
                 assert!(records(&open(&left)) == more, "seed {seed}: the next batch is not there");
             }
@@ -156,10 +157,13 @@ fn damage_before_the_last_batch_is_no_torn_end() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("sled/db");
     let engine = open(dir.path());
-    let mut records = Records::new();
     let mut databases = Vec::new();
-    for _ in 0..60 {
-        engine.write(&batch(&random, &mut records)).unwrap();
+    // So few that they stay in the first segment, whose place in the file is their place in the log.
+    for n in 0..60 {
+        let mut writes = Writes::default();
+        let value: Vec<u8> = (0..900).map(|_| random.next() as u8).collect();
+        writes.put(Space::State, format!("/k/{}", n % 40).as_bytes(), value);
+        engine.write(&writes).unwrap();
         databases.push(fs::read(&file).unwrap());
     }
     drop(engine);
