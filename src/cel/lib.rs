@@ -24,6 +24,7 @@ mod value;
 pub use env::{Env, Function, Overload, Run, Structs, global, member};
 pub use error::{CompileError, EvalError, Problem};
 pub use eval::{Bindings, Budget, Program};
+pub use parse::RESERVED;
 pub use standard::regex;
 pub use time::{duration_text, parse_duration, parse_timestamp};
 pub use types::{ObjectType, Type};

@@ -14,7 +14,8 @@ pub const DEPTH_MAX: usize = 250;
 /// Deepest nesting of brackets and the like in the source, for which parsing needs a larger stack.
 const NESTING_MAX: usize = 100;
 
-const RESERVED: [&str; 18] = [
+/// Words that are no identifiers, beside `true`, `false` and `null`.
+pub const RESERVED: [&str; 18] = [
     "as",
     "break",
     "const",

@@ -9,34 +9,10 @@ use mussel_api::schema::{Schema, Type as Kind};
 use mussel_cel::{Key, ObjectType, Type, Value, parse_duration, parse_timestamp};
 use serde_json::Value as Json;
 
-/// Words of the language, which fields cannot be selected by.
-const WORDS: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
 /// The name by which expressions select a property; `None` when there is none.
 pub fn escape(property: &str) -> Option<String> {
-    if WORDS.contains(&property) {
+    // Words of the language, which fields cannot be selected by.
+    if matches!(property, "true" | "false" | "null") || mussel_cel::RESERVED.contains(&property) {
         return Some(format!("__{property}__"));
     }
     let mut out = String::with_capacity(property.len());
