@@ -8,7 +8,15 @@ use crate::OpenError;
 
 /// Held for as long as the database is open. The kernel lets go of it when the process ends, however it ends.
 #[derive(Debug)]
-pub(crate) struct DirLock(#[allow(dead_code)] File);
+pub(crate) struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a child that is just being started has a copy of it. What fails here ends with
+        // that child's exec.
+        let _ = self.0.unlock();
+    }
+}
 
 impl DirLock {
     pub(crate) fn take(dir: &Path) -> Result<Self, OpenError> {
