@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::disk::engine::{Engine, Slice, Space, Writes};
+use crate::disk::engine::{Engine, Packer, Slice, Space, Writes};
 use crate::disk::identity::{self, Marker};
 use crate::disk::memory;
 
@@ -51,6 +51,16 @@ impl Database {
             #[cfg(test)]
             // Its writes take time, see `Disk::start_simulated`.
             Self::Simulated(_) => Err(io::Error::other("a simulated disk is not written to by a thread")),
+        }
+    }
+
+    /// Makes records for [`Writes::put_record`]; `None` where values are not packed.
+    pub(crate) fn packer(&self) -> Option<Packer> {
+        match self {
+            // A write packs for itself what was not packed before.
+            Self::Engine(_) => Packer::new().ok(),
+            #[cfg(test)]
+            Self::Simulated(_) => None,
         }
     }
 

@@ -29,10 +29,10 @@ use std::time::{Duration, Instant};
 
 use crate::OpenError;
 use crate::disk::durable::{self, Deferred};
-use crate::disk::engine::form::PACK_LEVEL;
+pub(crate) use crate::disk::engine::form::Packer;
 pub(crate) use crate::disk::engine::scan::Slice;
 use crate::disk::engine::writes::CHUNKS;
-pub(crate) use crate::disk::engine::writes::{Space, Writes};
+pub(crate) use crate::disk::engine::writes::{Record, Space, Writes};
 use crate::disk::lock::DirLock;
 
 /// sled's default; fixed here because `inspect.rs` and `durable.rs` rely on it.
@@ -56,7 +56,7 @@ pub(crate) struct Engine {
     file: PathBuf,
     /// How many chunks the long values have.
     chunks: Mutex<HashMap<Vec<u8>, u16>>,
-    packer: Mutex<zstd::bulk::Compressor<'static>>,
+    packer: Mutex<Packer>,
     unpacker: Mutex<zstd::bulk::Decompressor<'static>>,
     /// What the last durable batch ended with: a database that is opened again has to have it.
     witness: Mutex<Option<(Vec<u8>, Option<Vec<u8>>)>>,
@@ -121,7 +121,7 @@ impl Engine {
             .flush_every_ms(None)
             .mode(sled::Mode::LowSpace);
         let engine_error = |source| OpenError::Engine { file: file.clone(), source };
-        let packer = zstd::bulk::Compressor::new(PACK_LEVEL).map_err(engine_error)?;
+        let packer = Packer::new().map_err(engine_error)?;
         let unpacker = zstd::bulk::Decompressor::new().map_err(engine_error)?;
         let open = open(&config, &path, &file)?;
         let (closed, on_closed) = tokio::sync::oneshot::channel();
@@ -259,8 +259,8 @@ impl Engine {
             Ok(Err(error)) => return Err(io_error(error, &self.file)),
             Err(_) => return Err(io::Error::other("the engine gave up writing")),
         }
-        if let Some(last) = writes.0.last() {
-            *self.witness.lock().unwrap_or_else(PoisonError::into_inner) = Some(last.clone());
+        if let Some(last) = writes.witness() {
+            *self.witness.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
         }
         Ok(())
     }

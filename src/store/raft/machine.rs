@@ -7,6 +7,7 @@
 //! replays after a restart is history again: watches from revisions before the restart go on. While much is written, states
 //! are frozen now and then, and a checkpoint is of the oldest one.
 
+mod ahead;
 mod checkpoint;
 mod state_machine;
 
@@ -29,6 +30,7 @@ use crate::disk::records::{self, Checkpoint};
 use crate::history::{Bounds, History};
 use crate::metrics::Metrics;
 use crate::mvcc::{self, KeySpace, Snapshot};
+use crate::raft::machine::ahead::Ahead;
 pub(crate) use crate::raft::machine::checkpoint::checkpoint;
 use crate::raft::machine::checkpoint::{Changes, STEP_KEYS_MAX, STEPS};
 use crate::raft::machine::state_machine::GIVE_BACK_AFTER_BYTES;
@@ -134,6 +136,7 @@ struct Inner {
     /// Keys that differ from the last of `frozen`, or from the last checkpoint if there is none.
     changed: HashSet<Bytes>,
     bytes_since_frozen: u64,
+    ahead: Option<Ahead>,
     /// What checkpoints have covered since the marker last told of one.
     bytes_since_noted: u64,
     /// The next checkpoint is noted in the marker in any case.
@@ -197,6 +200,7 @@ impl Machine {
             frozen: VecDeque::new(),
             changed: HashSet::new(),
             bytes_since_frozen: 0,
+            ahead: None,
             bytes_since_noted: 0,
             note_next: false,
             #[cfg(test)]

@@ -148,3 +148,23 @@ fn a_database_opened_again_has_what_was_durable() {
         }
     }
 }
+
+#[test]
+fn what_was_packed_before_is_as_what_was_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut packer = Packer::new().unwrap();
+    let values = [Vec::new(), b"words ".repeat(100), noise(1000), noise(20_000), b"words ".repeat(1 << 20)];
+    for value in values {
+        let mut writes = Writes::default();
+        writes.put(Space::State, b"plain", value.clone());
+        writes.put_record(Space::State, b"packed", packer.pack(Space::State, b"packed", &value));
+        engine.write(&writes).unwrap();
+        assert_eq!(engine.get(Space::State, b"packed").unwrap().as_ref(), Some(&value));
+        assert_eq!(engine.get(Space::State, b"plain").unwrap().as_ref(), Some(&value));
+    }
+    let mut writes = Writes::default();
+    writes.put_record(Space::State, b"packed", packer.pack(Space::State, b"other", b"value"));
+    engine.write(&writes).unwrap();
+    assert!(engine.get(Space::State, b"packed").is_err(), "a record is for one key");
+}

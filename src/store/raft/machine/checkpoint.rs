@@ -15,6 +15,7 @@ use crate::disk::engine::{Space, Writes};
 use crate::disk::identity::Marker;
 use crate::disk::records;
 use crate::disk::thread::Disk;
+use crate::raft::machine::ahead::Ahead;
 use crate::raft::machine::{CHECKPOINT, Frozen, GIVE_BACK_AFTER_BYTES, Inner, Machine, REGISTER};
 use crate::raft::{Raft, SnapshotOf, Types};
 
@@ -156,6 +157,14 @@ pub(crate) async fn checkpoint(machine: Arc<Machine>, raft: Raft, config: Config
                 () = tokio::time::sleep(CHECKPOINT_ASKED_AGAIN) => {}
             }
         };
+        // It hears of it in a moment; to ask too early costs much more.
+        let heard = raft.wait(Some(CHECKPOINT_ASKED_AGAIN));
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            // An error is that it has not, in all that time.
+            _ = heard.metrics(|raft| raft.snapshot.is_some_and(|id| id.index >= done), "heard") => {}
+        }
         // Others may lag a little, and are better served with entries than with everything.
         let others = machine.membership().membership().nodes().count() > 1;
         let purge = done.saturating_sub(if others { config.log_entries_kept } else { 0 });
@@ -198,21 +207,17 @@ impl Checkpointer {
         let start = Instant::now();
         let machine = self.machine.clone();
         let _writing = machine.writing.lock().await;
-        {
-            let inner = machine.lock();
+        let ahead = {
+            let mut inner = machine.lock();
             if inner.tree != self.tree {
                 // A snapshot was installed meanwhile. It is newer, and a checkpoint of itself.
                 return Ok(inner.state.clone().snapshot());
             }
-        }
+            inner.ahead.take()
+        };
         let Changes { state, keys, bytes: covered } = &mut self.changes;
         let mut writes = Writes::default();
-        for key in keys.iter() {
-            match state.space.map.get(key) {
-                Some(versioned) => writes.put(self.tree, key, records::encode_versioned(versioned)),
-                None => writes.remove(self.tree, key),
-            }
-        }
+        Ahead::put_all(ahead, &mut writes, self.tree, state, keys);
         put_heads(&mut writes, state)?;
         let bytes = writes.bytes() as u64;
         let noted = {
@@ -222,7 +227,7 @@ impl Checkpointer {
         };
         // What the marker says is what must be there at least: it need not be written each time.
         let marker = noted.then(|| machine.marker_of(state));
-        let written = self.disk.write(writes, marker).await;
+        let (written, ()) = tokio::join!(self.disk.write(writes, marker), machine.pack_ahead(self.tree, &self.disk));
         if let Err(error) = written {
             let mut inner = machine.lock();
             match inner.frozen.front_mut() {
