@@ -1,5 +1,6 @@
-//! Groups of members in one process, through the wall, over streams in memory.
+//! Groups of members through the wall: in one process over streams in memory, and (`crash`) as processes that end badly.
 
+mod crash;
 mod lab;
 mod membership;
 mod snapshots;

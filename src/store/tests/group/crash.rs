@@ -187,7 +187,7 @@ impl Member {
     fn start(dir: &Path, relay: &Relay, join: Option<(&str, String)>) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args(["--exact", "child", "--nocapture"])
+            .args(["--exact", "crash::child", "--nocapture"])
             .env(DIR, dir)
             .env("MUSSEL_STORE_TEST_GROUP_ADDRESS", relay.address.to_string())
             .stdin(Stdio::piped())

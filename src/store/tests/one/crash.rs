@@ -60,7 +60,7 @@ async fn kill_nine_loses_nothing_that_was_acknowledged() {
     let mut acknowledged = [0u64; WRITERS];
     for round in 0..8u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
+            .args(["--exact", "crash::child", "--nocapture"])
             .env(DIR, dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -6,10 +6,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::{Mounted, noise, run};
 use mussel_store::*;
-use support::{Mounted, noise, run};
-
-mod support;
 
 const KEYS: u64 = 40;
 

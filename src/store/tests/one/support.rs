@@ -6,7 +6,6 @@ use std::process::{Command, Stdio};
 use bytes::Bytes;
 
 /// `length` bytes, or eight if that is more, that begin with `n` and do not compress.
-#[allow(dead_code)] // Not every test that has this module uses all of it.
 pub fn noise(n: u64, length: usize) -> Bytes {
     let mut bytes = n.to_le_bytes().to_vec();
     let mut state = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -19,7 +18,6 @@ pub fn noise(n: u64, length: usize) -> Bytes {
     bytes.into()
 }
 
-#[allow(dead_code)]
 pub fn run(program: &str, args: &[&str]) -> bool {
     Command::new(program)
         .args(args)
@@ -30,18 +28,15 @@ pub fn run(program: &str, args: &[&str]) -> bool {
 }
 
 /// Unmounts when dropped.
-#[allow(dead_code)]
 pub struct Mounted(String);
 
 impl Mounted {
-    #[allow(dead_code)]
     pub fn new(args: &[&str], at: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         run("mount", &[args, &[at]].concat()).then(|| Self(at.to_string()))
     }
 
     /// An ext4 of `size` in the file `image`, of which root may use all.
-    #[allow(dead_code)] // Not every test that has this module makes one.
     pub fn ext4(image: &str, size: &str, at: &str) -> Option<Self> {
         let made = run("truncate", &["-s", size, image]) && run("mkfs.ext4", &["-q", "-F", "-m", "0", image]);
         let mounted = made.then(|| Self::new(&["-o", "loop", image], at)).flatten();

@@ -7,11 +7,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support::{Mounted, noise, run};
 use bytes::Bytes;
 use mussel_store::*;
-use support::{Mounted, noise, run};
-
-mod support;
 
 const DIR: &str = "MUSSEL_STORE_TEST_POWER_DIR";
 const ROUNDS: &str = "MUSSEL_STORE_POWER_CUT_ROUNDS";
@@ -54,7 +52,7 @@ async fn a_power_cut_loses_nothing_that_was_acknowledged() {
     let rounds = std::env::var(ROUNDS).map_or(3, |rounds| rounds.parse().unwrap());
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
+            .args(["--exact", "power_cut::child", "--nocapture"])
             .env(DIR, &dir)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -3,10 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::support::noise;
 use mussel_store::*;
-use support::noise;
-
-mod support;
 
 async fn filled(dir: &Path) {
     let mut config = Config::new(dir);
