@@ -38,6 +38,7 @@ prepare_machine() {
     need ip iproute2
     need python3 python3
     need zstd zstd
+    need openssl openssl
     need mkfs.ext4 e2fsprogs
     need ps procps
     need nsenter util-linux
