@@ -4,6 +4,7 @@
 mod admission;
 mod admission_policy;
 mod batch;
+mod certificates;
 mod config;
 mod container;
 mod crd;
@@ -23,6 +24,7 @@ mod workload;
 pub use admission::{webhook_configuration_create, webhook_configuration_update};
 pub use admission_policy::*;
 pub use batch::*;
+pub use certificates::*;
 pub use config::*;
 pub use crd::{Approval, crd_approval, crd_create, crd_status, crd_update};
 pub use cursor::{Field, same};

@@ -1,6 +1,7 @@
 //! A server: the control plane and, unless told otherwise, a node. Starts the parts in order and stops them in reverse.
 
 mod group;
+mod signer;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use group::Entry;
+use signer::ApiSigner;
 
 use super::args::ServerArgs;
 use super::components::{self, KubeletArguments, ServerArguments, Unused};
@@ -350,6 +352,7 @@ async fn start(
     }
     write_kubeconfig(&pki, settings)?;
     let ca_pem = pki.server_ca.cert_pem().to_owned();
+    let signer = Arc::new(ApiSigner(Arc::clone(&pki)));
     {
         let (certificates, settings) = (certificates.clone(), settings.clone());
         parts.start_infallible("certificates", |stop| renew(pki, certificates, settings, stop));
@@ -402,6 +405,8 @@ async fn start(
         terminated_pods_max: given.terminated_pods_max,
         cluster_domain: args.cluster_domain.clone(),
         root_ca_pem: ca_pem.clone(),
+        signer,
+        signing_duration: given.signing_duration,
     };
     let clients = api.clone();
     let clients = Arc::new(move |controller: &str| clients.controller_client(controller));

@@ -5,6 +5,7 @@
 
 pub mod inspect;
 mod leaf;
+mod request;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 
 use crate::files::{self, FileError};
+pub use request::RequestError;
 
 const CA_LIFETIME: Duration = Duration::days(3650);
 const LEAF_LIFETIME: Duration = Duration::days(365);
@@ -125,6 +127,19 @@ pub struct Authority {
 impl Authority {
     pub fn cert_pem(&self) -> &str {
         &self.cert_pem
+    }
+
+    /// See [`request::sign`].
+    ///
+    /// # Errors
+    /// When the request does not hold, a usage is unknown, or the authority has expired.
+    pub fn sign_request(
+        &self,
+        request: &[u8],
+        usages: &[String],
+        lifetime: std::time::Duration,
+    ) -> Result<String, RequestError> {
+        request::sign(self, request, usages, lifetime, OffsetDateTime::now_utc())
     }
 
     /// Reads `<dir>/<file>.crt` and `.key`, or makes them when neither exists.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::census::Census;
 
 mod census;
+mod certificates;
 mod cluster_role;
 mod control;
 mod cron_job;
@@ -43,6 +44,7 @@ mod revision;
 mod service_account;
 mod stateful_set;
 
+pub use certificates::{Authority, SIGNING_DURATION, Signer};
 pub use node_lifecycle::GRACE_PERIOD as NODE_MONITOR_GRACE_PERIOD;
 pub use pod_gc::TERMINATED_MAX as TERMINATED_PODS_MAX;
 
@@ -73,6 +75,9 @@ pub struct Config {
     pub cluster_domain: String,
     /// What pods verify the API server with; published to every namespace.
     pub root_ca_pem: String,
+    /// Signs certificates, for no longer than this.
+    pub signer: Arc<dyn Signer>,
+    pub signing_duration: Duration,
 }
 
 impl Context {
@@ -119,6 +124,7 @@ async fn lead(context: Context, term: CancellationToken) {
             identity
         });
     };
+    start("certificate-controller", |c, t| certificates::run(c, t).boxed());
     start("clusterrole-aggregation-controller", |c, t| cluster_role::run(c, t).boxed());
     start("cronjob-controller", |c, t| cron_job::run(c, t).boxed());
     start("daemon-set-controller", |c, t| daemon_set::run(c, t).boxed());

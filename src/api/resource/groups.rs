@@ -140,6 +140,7 @@ fn certificates() -> Vec<Row> {
     vec![
         row("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests")
             .rules(validation::certificate_signing_request_create, validation::certificate_signing_request_update)
+            .status_rules(validation::certificate_signing_request_status)
             .cluster()
             .short(&["csr"])
             .status()

@@ -462,35 +462,3 @@ pub fn binding_create(binding: &Value) -> FieldErrors {
     }
     errors
 }
-
-pub fn certificate_signing_request_create(request: &Value) -> FieldErrors {
-    let spec = Field::root(request).get("spec");
-    let mut errors = Vec::new();
-    let body = spec.get("request");
-    let pem = STANDARD.decode(body.text()).unwrap_or_default();
-    if !pem.windows(31).any(|window| window == b"-----BEGIN CERTIFICATE REQUEST-") {
-        errors.push(body.invalid("PEM block type must be CERTIFICATE REQUEST"));
-    }
-    let usages = spec.get("usages");
-    if usages.is_zero() {
-        errors.push(usages.required(""));
-    }
-    let signer = spec.get("signerName");
-    match signer.text().split_once('/') {
-        _ if signer.is_zero() => errors.push(signer.required("")),
-        Some((domain, path)) if !path.is_empty() && domain.contains('.') => {
-            errors.extend(signer.each_invalid(names::is_dns1123_subdomain(domain)));
-        }
-        _ => errors
-            .push(signer.invalid("must be a fully qualified domain and path of the form 'example.com/signer-name'")),
-    }
-    let seconds = spec.get("expirationSeconds");
-    if seconds.int().is_some_and(|seconds| seconds < 600) {
-        errors.push(seconds.invalid("may not specify a duration less than 600 seconds (10 minutes)"));
-    }
-    errors
-}
-
-pub fn certificate_signing_request_update(new: &Value, old: &Value) -> FieldErrors {
-    Field::root(new).get("spec").immutable(&Field::root(old).get("spec"))
-}

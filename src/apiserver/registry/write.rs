@@ -120,6 +120,15 @@ impl Part for StatusPart {
     fn validate(&self, write: &Write<'_>, new: &Value, old: &Value) -> FieldErrors {
         (write.call.resource.strategy.validate_status)(new, old)
     }
+
+    fn authorize<'a>(
+        &'a self,
+        write: &'a Write<'_>,
+        new: &'a Value,
+        old: &'a Value,
+    ) -> BoxFuture<'a, Result<(), Status>> {
+        write.call.rules.authorize_status(write, new, old)
+    }
 }
 
 /// Takes everything but metadata and these fields from `old`.

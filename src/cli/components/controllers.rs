@@ -18,7 +18,7 @@ const REASONS: [(&str, &str); 6] = [
     ("node-monitor-period", "nodes are watched, not looked at in turns"),
     ("pod-eviction-timeout", "pods say themselves how long they stay: tolerationSeconds"),
     ("concurrent-*", "the number of workers is fixed"),
-    ("cluster-signing-*", "certificates are not signed by way of the API yet"),
+    ("cluster-signing-*", "the cluster's own authorities sign"),
     ("horizontal-pod-autoscaler-*", "there is no such controller yet"),
     ("cluster-cidr", "use --cluster-cidr"),
 ];
@@ -29,6 +29,7 @@ pub struct ControllerArguments {
     pub node_monitor_grace_period: Duration,
     pub terminated_pods_max: usize,
     pub node_cidr_mask: Option<u8>,
+    pub signing_duration: Duration,
 }
 
 impl ControllerArguments {
@@ -39,6 +40,7 @@ impl ControllerArguments {
             node_monitor_grace_period: mussel_controllers::NODE_MONITOR_GRACE_PERIOD,
             terminated_pods_max: mussel_controllers::TERMINATED_PODS_MAX,
             node_cidr_mask: None,
+            signing_duration: mussel_controllers::SIGNING_DURATION,
         };
         for argument in Argument::list(ORIGIN, texts) {
             match argument.name.as_str() {
@@ -54,6 +56,9 @@ impl ControllerArguments {
                 }
                 "node-cidr-mask-size" | "node-cidr-mask-size-ipv4" => {
                     settings.node_cidr_mask = Some(argument.read(number(9, 30))?);
+                }
+                "cluster-signing-duration" => {
+                    settings.signing_duration = argument.read(time(Duration::from_secs(600)))?;
                 }
                 _ => unused.note(&argument, &SO_ANYWAY, &REASONS),
             }

@@ -82,6 +82,16 @@ pub trait Rules: Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// The same of `…/status`.
+    fn authorize_status<'a>(
+        &'a self,
+        _write: &'a Write<'_>,
+        _new: &'a Value,
+        _old: &'a Value,
+    ) -> BoxFuture<'a, Result<(), Status>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Does the update raise the generation?
     fn counts_as_change(&self, new: &Value, old: &Value) -> bool {
         changed_beside_metadata(new, old)
