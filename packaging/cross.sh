@@ -42,9 +42,12 @@ trap undo EXIT
 mount --bind "$root" "$chroot/src"
 mount --bind "$home/registry" "$chroot/cargo-home/registry"
 mount -t proc proc "$chroot/proc"
+# As in build.sh.
+tables=
+if [ "$profile" != dev ]; then tables='-C force-unwind-tables=no'; fi
 chroot "$chroot" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CARGO_HOME=/cargo-home CARGO_TARGET_DIR=/src/target/arm64 \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar \
-    RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+    RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static $tables" \
     cargo build --manifest-path /src/Cargo.toml --offline --locked --profile "$profile" --target $target --bin mussel
 echo "$root/target/arm64/$target/$folder/mussel"

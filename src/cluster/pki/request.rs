@@ -265,7 +265,7 @@ fn pem(der: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DnType, SanType};
+    use rcgen::{CertificateParams, DistinguishedName, DnType, SanType};
     use x509_parser::extensions::GeneralName;
 
     use super::super::Pki;
@@ -279,6 +279,7 @@ mod tests {
 
     fn request() -> Vec<u8> {
         let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "dev");
         params.distinguished_name.push(DnType::CommonName, "jane");
         params.subject_alt_names = vec![SanType::DnsName("edge.example".try_into().unwrap())];
