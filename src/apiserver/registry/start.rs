@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::strategy::ip_address;
 use super::write::now;
 use super::{Registry, key};
-use crate::Context;
 use crate::status::Status;
+use crate::{Context, aggregator};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
@@ -46,34 +46,48 @@ pub async fn bootstrap(registry: &Registry) -> Result<(), Status> {
         "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "lastTransitionTime": now(),
             "message": "Kubernetes Service CIDR is ready"}]}});
     ensure(context, "servicecidrs.networking.k8s.io", cidr).await?;
-    api_services(context).await?;
+    aggregator::register(context).await?;
+    authentication(context).await?;
     kubernetes_service(context).await?;
     endpoints(context).await
 }
 
-/// One `APIService` per served group and version, as `kubectl get apiservices` shows them.
-async fn api_services(context: &Arc<Context>) -> Result<(), Status> {
-    let mut served: Vec<(String, String)> = Vec::new();
-    for row in context.catalog.all() {
-        let pair = (row.group.to_string(), row.version.to_string());
-        if !served.contains(&pair) {
-            served.push(pair);
+/// `kube-system/extension-apiserver-authentication`: by what extension servers know clients, and us. Follows the configuration.
+async fn authentication(context: &Arc<Context>) -> Result<(), Status> {
+    let config = &context.config;
+    let pem = |pem: &[u8]| String::from_utf8_lossy(pem).into_owned();
+    let mut data = json!({"client-ca-file": pem(&config.client_ca_pem)});
+    if let Some(ca) = &config.request_header_ca_pem {
+        data["requestheader-client-ca-file"] = pem(ca).into();
+        data["requestheader-allowed-names"] = json!(config.request_header_allowed_names).to_string().into();
+        for (kind, header) in [
+            ("username-headers", "X-Remote-User"),
+            ("uid-headers", "X-Remote-Uid"),
+            ("group-headers", "X-Remote-Group"),
+            ("extra-headers-prefix", "X-Remote-Extra-"),
+        ] {
+            data[format!("requestheader-{kind}")] = json!([header]).to_string().into();
         }
     }
-    for (group, version) in served {
-        let priority = if group.is_empty() { 18_000 } else { 17_000 };
-        let mut spec = json!({"version": version, "groupPriorityMinimum": priority, "versionPriority": 1});
-        if !group.is_empty() {
-            spec["group"] = group.as_str().into();
-        }
-        let service = json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-            "metadata": {"name": format!("{version}.{group}"), "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
-            "spec": spec,
-            "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local",
-                "message": "Local APIServices are always available", "lastTransitionTime": now()}]}});
-        ensure(context, "apiservices.apiregistration.k8s.io", service).await?;
+    let (namespace, name) = ("kube-system", "extension-apiserver-authentication");
+    let key = key::object("configmaps", namespace, name);
+    let snapshot = context.store.snapshot(Freshness::Linearizable).await?;
+    let Some(versioned) = snapshot.get(&key) else {
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": namespace}, "data": data});
+        return ensure(context, "configmaps", object).await;
+    };
+    let mut object: Value = object::decode(&versioned.value()?, versioned.revision.0).map_err(Status::internal)?;
+    if object["data"] == data {
+        return Ok(());
     }
-    Ok(())
+    object["data"] = data;
+    let txn = Txn {
+        preconditions: vec![Precondition::At(key.clone(), versioned.revision)],
+        puts: vec![(key, object::encode(&object))],
+        deletes: Vec::new(),
+    };
+    settle(context.store.commit(txn).await)
 }
 
 /// `default/kubernetes`, at the first address of the service network.
