@@ -18,6 +18,9 @@ const FRESH_TIME: Duration = Duration::from_secs(60);
 /// After a failure the next question waits, so that not every client waits for a server that is not there.
 const RETRY_TIME: Duration = Duration::from_secs(10);
 
+/// For all endpoints together: a client waits for this.
+const ASK_TIME: Duration = Duration::from_secs(5);
+
 const RESOURCES: &str = "application/json, */*";
 const V2: &str = "application/json";
 
@@ -83,7 +86,11 @@ async fn documents(context: &Context, what: &'static str) -> Vec<(Arc<ApiService
     if services.iter().any(|service| documents.wants_asking(what, service)) {
         let _asking = documents.asking.lock().await;
         let asked = services.iter().filter(|service| documents.wants_asking(what, service));
-        let answers = join_all(asked.map(|service| async move { (*service, ask(context, what, service).await) })).await;
+        let answers = asked.map(|service| async move {
+            let answer = tokio::time::timeout(ASK_TIME, ask(context, what, service)).await;
+            (*service, answer.unwrap_or_else(|_| Err(ReachError::Transport("no answer in time".to_owned()))))
+        });
+        let answers = join_all(answers).await;
         let mut known = documents.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(_, name), _| table.contains_key(name));
         for (service, answer) in answers {

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -43,6 +45,8 @@ pub struct Aggregator {
     /// Counts the replacements.
     changes: watch::Sender<u64>,
     pools: Pools,
+    /// Marks what this cluster has sent on (RFC 9110, 7.6.3): an APIService may lead back to it.
+    via: HeaderValue,
     documents: documents::Documents,
 }
 
@@ -51,7 +55,11 @@ impl Aggregator {
     /// When the front proxy's certificate was given and cannot be used.
     pub fn new(config: &Config) -> Result<Self, CredentialsError> {
         let identity = Identity::from_pem(&config.proxy_client_cert_pem, &config.proxy_client_key_pem)?;
+        let digest = Sha256::digest(&config.client_ca_pem);
+        let cluster: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
+            via: HeaderValue::from_str(&format!("1.1 mussel-{cluster}"))
+                .unwrap_or(HeaderValue::from_static("1.1 mussel")),
             table: ArcSwap::default(),
             changes: watch::Sender::new(0),
             pools: Pools::new(identity.map(Arc::new)),

@@ -25,8 +25,6 @@ const FETCH_TIME: Duration = Duration::from_secs(5);
 pub const FETCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Endpoints that one of our own questions tries in turn.
 const ENDPOINTS_MAX: usize = 3;
-/// Marks what an aggregator has sent on (RFC 9110, 7.6.3): an APIService may lead back to this API.
-const VIA: &str = "1.1 mussel-aggregator";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
@@ -56,7 +54,7 @@ pub(crate) async fn proxy(
     request: http::Request<Body>,
 ) -> Response {
     let Some(remote) = service.remote.as_ref().filter(|_| service.available) else { return unavailable() };
-    if request.headers().get_all(header::VIA).iter().any(|via| via == VIA) {
+    if request.headers().get_all(header::VIA).iter().any(|via| via == context.aggregator.via) {
         tracing::warn!(apiservice = service.name, "an APIService leads back to this API");
         return text(StatusCode::LOOP_DETECTED, "the APIService leads back to this API");
     }
@@ -84,7 +82,7 @@ async fn send(
     let trust = remote.trust.as_ref().map_err(|why| ReachError::Trust(why.clone()))?;
     let host = remote.host();
     let mut identity = user_headers(user)?;
-    identity.append(header::VIA, HeaderValue::from_static(VIA));
+    identity.append(header::VIA, context.aggregator.via.clone());
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let pools = &context.aggregator.pools;
     if is_upgrade(request.headers()) {
