@@ -6,6 +6,7 @@
 //! of what is served here ([`register`]). What extension servers say of themselves is asked when a client wants to know
 //! ([`documents`]), and kept for a while.
 
+mod authentication;
 mod availability;
 pub mod documents;
 mod follow;
@@ -28,9 +29,9 @@ use crate::outbound::tls::{CredentialsError, Identity};
 pub(crate) use follow::start as start_following;
 pub(crate) use proxy::proxy;
 pub use register::priorities;
-pub(crate) use register::settle as register;
 pub use service::{ApiService, RESOURCE};
 
+use crate::status::Status;
 use crate::{ApiServer, Context};
 
 /// The APIServices at one moment, by name.
@@ -95,6 +96,16 @@ impl Aggregator {
     }
 }
 
+/// Writes what every cluster has. Called once, before `/readyz` turns green.
+///
+/// # Errors
+/// When the store does not take it.
+pub(crate) async fn bootstrap(context: &Context) -> Result<(), Status> {
+    register::settle(context).await?;
+    authentication::settle(context).await?;
+    Ok(())
+}
+
 /// The leader's part. Runs until the server stops; acts while this server leads.
 pub(crate) async fn run(server: ApiServer) {
     let context: Arc<Context> = Arc::clone(server.context());
@@ -111,7 +122,7 @@ pub(crate) async fn run(server: ApiServer) {
             biased;
             () = stop.cancelled() => return,
             _ = leader.wait_for(|leads| !*leads) => {}
-            () = async { tokio::join!(register::lead(&context), availability::lead(&context)); } => return,
+            () = async { tokio::join!(register::lead(&context), availability::lead(&context), authentication::lead(&context)); } => return,
         }
     }
 }

@@ -46,48 +46,9 @@ pub async fn bootstrap(registry: &Registry) -> Result<(), Status> {
         "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "lastTransitionTime": now(),
             "message": "Kubernetes Service CIDR is ready"}]}});
     ensure(context, "servicecidrs.networking.k8s.io", cidr).await?;
-    aggregator::register(context).await?;
-    authentication(context).await?;
+    aggregator::bootstrap(context).await?;
     kubernetes_service(context).await?;
     endpoints(context).await
-}
-
-/// `kube-system/extension-apiserver-authentication`: by what extension servers know clients, and us. Follows the configuration.
-async fn authentication(context: &Arc<Context>) -> Result<(), Status> {
-    let config = &context.config;
-    let pem = |pem: &[u8]| String::from_utf8_lossy(pem).into_owned();
-    let mut data = json!({"client-ca-file": pem(&config.client_ca_pem)});
-    if let Some(ca) = &config.request_header_ca_pem {
-        data["requestheader-client-ca-file"] = pem(ca).into();
-        data["requestheader-allowed-names"] = json!(config.request_header_allowed_names).to_string().into();
-        for (kind, header) in [
-            ("username-headers", "X-Remote-User"),
-            ("uid-headers", "X-Remote-Uid"),
-            ("group-headers", "X-Remote-Group"),
-            ("extra-headers-prefix", "X-Remote-Extra-"),
-        ] {
-            data[format!("requestheader-{kind}")] = json!([header]).to_string().into();
-        }
-    }
-    let (namespace, name) = ("kube-system", "extension-apiserver-authentication");
-    let key = key::object("configmaps", namespace, name);
-    let snapshot = context.store.snapshot(Freshness::Linearizable).await?;
-    let Some(versioned) = snapshot.get(&key) else {
-        let object = json!({"apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": name, "namespace": namespace}, "data": data});
-        return ensure(context, "configmaps", object).await;
-    };
-    let mut object: Value = object::decode(&versioned.value()?, versioned.revision.0).map_err(Status::internal)?;
-    if object["data"] == data {
-        return Ok(());
-    }
-    object["data"] = data;
-    let txn = Txn {
-        preconditions: vec![Precondition::At(key.clone(), versioned.revision)],
-        puts: vec![(key, object::encode(&object))],
-        deletes: Vec::new(),
-    };
-    settle(context.store.commit(txn).await)
 }
 
 /// `default/kubernetes`, at the first address of the service network.
