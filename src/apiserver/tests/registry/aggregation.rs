@@ -3,9 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mussel_apiserver::{ServerTls, ServingCert};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::extension_server::{Extension, FLUNDERS, FrontProxy, GROUP};
+use crate::extension_server::{Extension, FLUNDERS, FrontProxy, GROUP, authority};
 use crate::support::{Answer, Cluster};
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
@@ -70,12 +75,10 @@ async fn what_is_served_here_has_its_api_services() {
     cluster.delete(&format!("{crds}/cows.farm.example.com"), Value::Null).await.ok();
     until(&cluster, &path, &[], |answer| answer.code == 404).await;
 
-    // At rest nothing is written, and a second server finds nothing to do.
-    let before = cluster.store.revision();
+    // A second server finds nothing to write.
     let second = cluster.another(|_| {}).await;
     let of_api_services = |answer: Answer| answer.ok()["items"].to_string();
     let list = of_api_services(second.get(SERVICES).await);
-    assert!(cluster.store.revision() >= before);
     assert_eq!(of_api_services(cluster.get(SERVICES).await), list);
     assert!(!list.contains("v1.apiregistration"));
 }
@@ -218,6 +221,84 @@ async fn discovery_and_openapi_have_what_extension_servers_serve() {
     assert_eq!(own["resources"][0]["resource"], "flunders");
     assert_eq!(list["items"][1]["versions"][0]["freshness"], "Current");
     assert_eq!(cluster.get("/apis/wardle.example.com/v1").await.code, 503);
+}
+
+#[tokio::test]
+async fn upgrades_go_through() {
+    let front_proxy = FrontProxy::new();
+    let (ca, issuer) = authority("clients");
+    let cluster = Cluster::start_with(
+        |config| config,
+        |config| {
+            config.client_ca_pem = ca.clone().into_bytes();
+            config.request_header_ca_pem = Some(front_proxy.ca.clone().into_bytes());
+            config.proxy_client_cert_pem = front_proxy.cert.clone().into_bytes();
+            config.proxy_client_key_pem = front_proxy.key.clone().into_bytes();
+        },
+    )
+    .await;
+    let extension = Extension::start(&front_proxy, &["h2", "http/1.1"]).await;
+    extension.register(&cluster).await;
+    passed(&cluster).await;
+
+    // The API server on a port, and a client with a certificate of a master.
+    let issue = |name: &str, group: &str| {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+    };
+    let (cert, key) = issue("server", "servers");
+    let serving = ServingCert::new(cert.as_bytes(), key.as_bytes()).unwrap();
+    let tls = ServerTls::new(serving, ca.as_bytes(), None).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (server, stop) = (cluster.server.clone(), tokio_util::sync::CancellationToken::new());
+    let stopped = stop.clone();
+    tokio::spawn(async move { server.serve(listener, tls, stopped).await });
+    let (cert, key) = issue("root", "system:masters");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+        )
+        .unwrap();
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await.unwrap();
+
+    let request = format!(
+        "POST {FLUNDERS}/a/exec HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\
+         X-Remote-Group: other\r\nAuthorization: Basic eDp5\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    stream.write_all(b"hello").await.unwrap();
+    let mut echo = [0; 5];
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"hello");
+    {
+        let seen = extension.seen.lock().unwrap();
+        let headers = &seen.last().unwrap().2;
+        assert_eq!(headers["x-remote-user"], "root");
+        let groups: Vec<_> = headers.get_all("x-remote-group").iter().collect();
+        assert_eq!(groups, ["system:masters", "system:authenticated"]);
+        assert!(!headers.contains_key("authorization"));
+    }
+    stop.cancel();
 }
 
 #[tokio::test]

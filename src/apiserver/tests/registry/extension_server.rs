@@ -55,7 +55,7 @@ impl FrontProxy {
     }
 }
 
-fn authority(name: &str) -> (String, Issuer<'static, KeyPair>) {
+pub fn authority(name: &str) -> (String, Issuer<'static, KeyPair>) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
