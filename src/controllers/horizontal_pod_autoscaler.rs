@@ -8,7 +8,7 @@ mod metrics;
 mod replicas;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -83,6 +83,8 @@ struct Controller {
     autoscalers: Informer<Autoscaler>,
     pods: Informer<Pod>,
     memories: Mutex<HashMap<Key, Memory>>,
+    /// Which Pods each autoscaler answers for, as it was last seen.
+    selectors: Mutex<HashMap<Key, LabelSelector>>,
 }
 
 pub async fn run(context: Context, stop: CancellationToken) {
@@ -96,6 +98,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
         autoscalers: autoscalers.clone(),
         pods: pods.clone(),
         memories: Mutex::default(),
+        selectors: Mutex::default(),
     };
     let on_change = |change: &Change<Autoscaler>| match change {
         // What we write ourselves is no reason to look again.
@@ -138,9 +141,29 @@ impl Controller {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn selectors(&self) -> std::sync::MutexGuard<'_, HashMap<Key, LabelSelector>> {
+        self.selectors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The autoscalers that answer for one of these Pods, by name.
+    fn answering_for(&self, namespace: &str, pods: &[Arc<Pod>]) -> Vec<String> {
+        let none = BTreeMap::new();
+        let selectors = self.selectors();
+        let of_namespace = selectors.iter().filter(|((own, _), _)| own == namespace);
+        let mut names: Vec<String> = of_namespace
+            .filter(|(_, selector)| {
+                pods.iter().any(|pod| selector.matches_map(pod.metadata.labels.as_ref().unwrap_or(&none)))
+            })
+            .map(|((_, name), _)| name.clone())
+            .collect();
+        names.sort();
+        names
+    }
+
     async fn reconcile(&self, key: Key) -> Outcome {
         let Some(autoscaler) = self.autoscalers.get(&key.0, &key.1) else {
             self.memories().remove(&key);
+            self.selectors().remove(&key);
             return Ok(None);
         };
         let mut look = Look {
@@ -264,7 +287,7 @@ impl Look<'_> {
             (least, "Current number of replicas below Spec.MinReplicas".to_owned())
         } else {
             let selector = scale.object["status"]["selector"].as_str().unwrap_or_default().to_owned();
-            let Some((proposal, metric, seen)) = self.ask(selector).await else {
+            let Some((proposal, metric, seen)) = self.ask(key, selector).await else {
                 self.status["currentReplicas"] = current.into();
                 return;
             };
@@ -318,7 +341,7 @@ impl Look<'_> {
 
     /// The largest number that a metric asks for, the metric's name, and the status of all. `None`: none of them says, or
     /// some do not and the others ask for fewer Pods, and the conditions say why.
-    async fn ask(&mut self, selector: String) -> Option<(i64, String, Value)> {
+    async fn ask(&mut self, key: &Key, selector: String) -> Option<(i64, String, Value)> {
         if selector.is_empty() {
             self.warn("SelectorRequired", "selector is required");
             let message = "the HPA target's scale is missing a selector";
@@ -334,9 +357,18 @@ impl Look<'_> {
                 return None;
             }
         };
-        let none = std::collections::BTreeMap::new();
+        let none = BTreeMap::new();
         let of_target = |pod: &Arc<Pod>| parsed.matches_map(pod.metadata.labels.as_ref().unwrap_or(&none));
         self.pods = self.controller.pods.list_in(self.namespace).into_iter().filter(of_target).collect();
+        self.controller.selectors().insert(key.clone(), parsed);
+        let answering = self.controller.answering_for(self.namespace, &self.pods);
+        if answering.len() > 1 {
+            let list = answering.join(" ");
+            let why = format!("pods by selector {selector} are controlled by multiple HPAs: [{list}]");
+            self.warn("AmbiguousSelector", why.clone());
+            self.condition("ScalingActive", false, "AmbiguousSelector", why);
+            return None;
+        }
         self.selector = selector;
         let spec = &self.autoscaler.spec;
         let mut best: Option<(i64, String)> = None;
