@@ -180,6 +180,14 @@ class Aggregation(lab.Case):
         self.assertEqual(conditions()["ScalingActive"], ("True", "ValidMetricFound"))
         self.assertIn("%/50%", self.m.out("get", "hpa", "worker"))
         self.assertIn("New size: ", self.m.out("get", "events", "--field-selector=reason=SuccessfulRescale"))
+        # Two for the same pods would pull in two directions.
+        other = self.m.json("get", "hpa", "worker")
+        self.m.apply({**{field: other[field] for field in ("apiVersion", "kind", "spec")}, "metadata": {"name": "worker-too"}})
+        def ambiguous():
+            found = self.m.json("get", "hpa")["items"]
+            return any(c["reason"] == "AmbiguousSelector" for hpa in found for c in hpa["status"].get("conditions", []))
+        wait_for("the second one to be told of", ambiguous, deadline=60)
+        self.m.kubectl("delete", "hpa", "worker-too")
         # A hundred times as much is far below now.
         autoscaler(30000)
         wait_for("the deployment to shrink", lambda: replicas() == 1, deadline=120)
@@ -238,3 +246,14 @@ class Aggregation(lab.Case):
         self.assertNotEqual(self.m.kubectl("top", "nodes", check=False).code, 0)
         self.m.kubectl("delete", "apiservice", metrics)
         wait_for("ours to be back", lambda: self.m.kubectl("top", "nodes", check=False).code == 0)
+
+
+class OfAllNodes(lab.ClusterCase):
+    servers, agents = 2, 1
+
+    def test_every_server_measures_every_node(self):
+        for machine in self.c.machines[:2]:
+            def measured():
+                done = machine.kubectl("top", "nodes", "--no-headers", check=False)
+                return {line.split()[0] for line in done.out.splitlines()} if done.code == 0 else set()
+            wait_for(f"three nodes to be measured from {machine.name}", lambda: len(measured()) == 3, deadline=60)
