@@ -6,7 +6,7 @@ mod definitions;
 mod operations;
 mod protobuf;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -84,10 +84,15 @@ pub fn v2_with(base: &[u8], rows: &[&Resource], custom: &BTreeMap<String, Value>
     operations::write_paths(&mut paths, Form::V2, rows);
     let mut schemas = Vec::new();
     definitions::write_custom(&mut schemas, rows, custom);
+    joined(base, &paths, &schemas)
+}
+
+/// `base` with more members of its paths and definitions: two JSON objects.
+fn joined(base: &[u8], paths: &[u8], schemas: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(base.len() + paths.len() + schemas.len());
     let mut rest = base;
     // Both marks are members of the document itself: within texts their quotes would be escaped.
-    for (mark, members) in [(&b"\"paths\":{"[..], &paths), (&b",\"definitions\":{"[..], &schemas)] {
+    for (mark, members) in [(&b"\"paths\":{"[..], paths), (&b",\"definitions\":{"[..], schemas)] {
         let Some(at) = rest.windows(mark.len()).position(|window| window == mark) else { continue };
         let (head, tail) = rest.split_at(at + mark.len());
         out.extend_from_slice(head);
@@ -108,6 +113,60 @@ pub fn v2_protobuf_with(base: &[u8], rows: &[&Resource], custom: &BTreeMap<Strin
     definitions::write_custom(&mut schemas, rows, custom);
     let schemas = serde_json::from_slice(&schemas).unwrap_or_default();
     [base, &protobuf::encode_definitions(&schemas)].concat()
+}
+
+/// What somebody else's v2 document says about the paths below `prefix`: those paths, and the definitions that they use and
+/// that are not `known`. What both have under one name is taken for the same.
+pub fn v2_part(document: &Value, prefix: &str, known: impl Fn(&str) -> bool) -> Value {
+    let below = |path: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let all = document["paths"].as_object();
+    let paths: Map<String, Value> = all
+        .into_iter()
+        .flatten()
+        .filter(|(path, _)| below(path))
+        .map(|(path, item)| (path.clone(), item.clone()))
+        .collect();
+    let mut definitions = Map::new();
+    let mut wanted: Vec<String> = Vec::new();
+    paths.values().for_each(|item| references(item, &mut wanted));
+    while let Some(name) = wanted.pop() {
+        if known(&name) || definitions.contains_key(&name) {
+            continue;
+        }
+        let Some(definition) = document["definitions"].get(&name) else { continue };
+        references(definition, &mut wanted);
+        definitions.insert(name, definition.clone());
+    }
+    json!({"paths": paths, "definitions": definitions})
+}
+
+/// The names of definitions that are referred to.
+fn references(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            let own = map.get("$ref").and_then(Value::as_str).and_then(|at| at.strip_prefix("#/definitions/"));
+            found.extend(own.map(str::to_owned));
+            map.values().for_each(|member| references(member, found));
+        }
+        Value::Array(list) => list.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
+}
+
+/// The names of the definitions in [`v2`].
+pub fn v2_definition_names() -> HashSet<String> {
+    let document: Value = serde_json::from_slice(&v2()).unwrap_or_default();
+    document["definitions"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+}
+
+/// A v2 document with a [`v2_part`] in it.
+pub fn v2_merged(base: &[u8], part: &Value) -> Vec<u8> {
+    joined(base, part["paths"].to_string().as_bytes(), part["definitions"].to_string().as_bytes())
+}
+
+/// The same for the document as protobuf.
+pub fn v2_protobuf_merged(base: &[u8], part: &Value) -> Vec<u8> {
+    [base, &protobuf::encode_definitions(&part["definitions"])].concat()
 }
 
 /// The definition of a custom kind from its CRD's `openAPIV3Schema`: with the fields that every object has, in embedded

@@ -3,6 +3,7 @@
 mod core;
 mod fields;
 mod groups;
+mod metrics;
 mod row;
 
 use std::borrow::Cow;
@@ -16,6 +17,7 @@ use crate::field::FieldErrors;
 type Str = Cow<'static, str>;
 type Strs = Cow<'static, [&'static str]>;
 
+pub use metrics::{METRICS_GROUP, metrics};
 pub use row::STANDARD as STANDARD_VERBS;
 
 /// A resource as served at one version. Built-in rows are static; CRDs make theirs at run time.

@@ -14,6 +14,7 @@ mod network;
 mod pod;
 mod policy;
 mod rbac;
+mod registration;
 mod resources;
 mod selector;
 mod service;
@@ -35,6 +36,7 @@ pub use pod::{
 };
 pub use policy::*;
 pub use rbac::*;
+pub use registration::*;
 pub use service::*;
 pub use storage::{
     csi_driver_create, csi_driver_update, persistent_volume_claim_create, persistent_volume_claim_status,

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use mussel_api::resource;
 use mussel_store::{ReadError, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::aggregator::{self, Aggregator};
 use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::bootstrap_roles;
@@ -22,6 +24,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::registry::Registry;
+use crate::resource_metrics::Meter;
 use crate::tokens::{KeyError, Tokens};
 use crate::webhook;
 
@@ -31,6 +34,8 @@ pub enum StartError {
     ServiceAccountKey(#[source] KeyError),
     #[error("the credentials for kubelets cannot be used: {0}")]
     KubeletCredentials(String),
+    #[error("the front proxy's certificate cannot be used: {0}")]
+    ProxyCredentials(String),
     #[error("the store cannot be read")]
     Store(#[from] ReadError),
 }
@@ -43,6 +48,7 @@ pub(crate) struct Inner {
     pub context: Arc<Context>,
     pub registry: Registry,
     pub kubelets: Kubelets,
+    pub meter: Meter,
     pub limits: Limits,
     pub openapi: OpenApi,
     pub encryption: Encryption,
@@ -70,6 +76,7 @@ impl ApiServer {
         }
         let tokens = Arc::new(tokens);
         let kubelets = Kubelets::new(&config).map_err(|error| StartError::KubeletCredentials(error.to_string()))?;
+        let aggregator = Aggregator::new(&config).map_err(|error| StartError::ProxyCredentials(error.to_string()))?;
         let tasks = TaskTracker::new();
         let stop = stop.child_token();
         let storage = Storage::new(store.clone(), config.vault.clone());
@@ -85,7 +92,8 @@ impl ApiServer {
         let context = Arc::new(Context {
             authenticator: Authenticator::new(&config, storage.clone(), Arc::clone(&tokens)),
             authorizer,
-            catalog: Catalog::default(),
+            catalog: if config.resource_metrics { Catalog::with(resource::metrics()) } else { Catalog::default() },
+            aggregator,
             conversions: webhook::Client::default(),
             health: Health::new(store, stop.clone(), &[OBJECTS_HOOK, ROLES_HOOK]),
             metrics,
@@ -95,7 +103,11 @@ impl ApiServer {
             stop,
             tasks,
         });
-        if let Err(error) = custom::start_following(&context).await {
+        let following = async {
+            custom::start_following(&context).await?;
+            aggregator::start_following(&context).await
+        };
+        if let Err(error) = following.await {
             context.stop.cancel();
             return Err(error.into());
         }
@@ -103,9 +115,19 @@ impl ApiServer {
         let registry = Registry::new(Arc::clone(&context));
         context.tasks.spawn(encryption.clone().run(context.stop.clone()));
         let openapi = OpenApi::default();
-        let inner = Arc::new(Inner { context, registry, kubelets, limits, openapi, encryption, ready });
+        let inner = Arc::new(Inner {
+            context,
+            registry,
+            kubelets,
+            meter: Meter::default(),
+            limits,
+            openapi,
+            encryption,
+            ready,
+        });
         let server = Self(inner);
         server.0.context.tasks.spawn(custom::run_keeper(server.clone()));
+        server.0.context.tasks.spawn(aggregator::run(server.clone()));
         let bootstrap = server.clone();
         server.0.context.tasks.spawn(async move {
             let stop = bootstrap.0.context.stop.clone();

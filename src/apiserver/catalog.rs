@@ -54,6 +54,8 @@ fn key(row: &Resource) -> (&str, &str, &str) {
 
 /// The served resources.
 pub struct Catalog {
+    /// Served by this server beside what is built in.
+    own: Vec<Arc<Resource>>,
     custom: ArcSwap<Customs>,
     /// Counts the replacements.
     changes: watch::Sender<u64>,
@@ -61,13 +63,20 @@ pub struct Catalog {
 
 impl Default for Catalog {
     fn default() -> Self {
-        Self { custom: ArcSwap::default(), changes: watch::Sender::new(0) }
+        Self { own: Vec::new(), custom: ArcSwap::default(), changes: watch::Sender::new(0) }
     }
 }
 
 impl Catalog {
+    /// With rows that are not stored.
+    pub fn with(own: impl IntoIterator<Item = Resource>) -> Self {
+        Self { own: own.into_iter().map(Arc::new).collect(), ..Self::default() }
+    }
+
     pub fn by_plural(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
+        let is_it = |r: &&Arc<Resource>| r.plural == plural && r.group == group && r.version == version;
         resource::by_plural(group, version, plural)
+            .or_else(|| self.own.iter().find(is_it).cloned())
             .or_else(|| self.custom.load().by_plural(group, version, plural).cloned())
     }
 
@@ -80,7 +89,7 @@ impl Catalog {
 
     /// All rows, built-in ones first, in discovery order.
     pub fn all(&self) -> Vec<Arc<Resource>> {
-        resource::builtin().iter().cloned().chain(self.custom.load().rows.iter().cloned()).collect()
+        resource::builtin().iter().chain(&self.own).cloned().chain(self.custom.load().rows.iter().cloned()).collect()
     }
 
     /// What CRDs have brought so far.

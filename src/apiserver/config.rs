@@ -26,6 +26,9 @@ pub struct Config {
     /// CAs that sign the front proxy's certificate, and the common names accepted from them (empty: any).
     pub request_header_ca_pem: Option<Vec<u8>>,
     pub request_header_allowed_names: Vec<String>,
+    /// The certificate, signed by those CAs, by which extension API servers know this one.
+    pub proxy_client_cert_pem: Vec<u8>,
+    pub proxy_client_key_pem: Vec<u8>,
     pub anonymous_auth: bool,
 
     /// PKCS#8 or SEC1/PKCS#1 private key that signs service account tokens.
@@ -41,6 +44,9 @@ pub struct Config {
     pub kubelet_client_key_pem: Vec<u8>,
     /// A way to kubelets that cannot be reached by their address.
     pub kubelet_dialer: Option<Arc<dyn KubeletDialer>>,
+
+    /// Serve `metrics.k8s.io`, measured by the kubelets.
+    pub resource_metrics: bool,
 
     /// Keeps the keys that Secrets are encrypted with in the store; without one they are not.
     pub vault: Option<Arc<dyn Vault>>,
@@ -84,6 +90,8 @@ impl Default for Config {
             client_ca_pem: Vec::new(),
             request_header_ca_pem: None,
             request_header_allowed_names: Vec::new(),
+            proxy_client_cert_pem: Vec::new(),
+            proxy_client_key_pem: Vec::new(),
             anonymous_auth: true,
             service_account_key_pem: Vec::new(),
             service_account_verify_pems: Vec::new(),
@@ -92,6 +100,7 @@ impl Default for Config {
             kubelet_client_cert_pem: Vec::new(),
             kubelet_client_key_pem: Vec::new(),
             kubelet_dialer: None,
+            resource_metrics: false,
             vault: None,
             secrets_encryption: false,
             extend_tokens: true,

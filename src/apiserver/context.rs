@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::aggregator::Aggregator;
 use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::catalog::Catalog;
@@ -21,6 +22,8 @@ pub struct Context {
     /// Plain values go in and come out, whatever lies in the store.
     pub store: Storage,
     pub catalog: Catalog,
+    /// Who else serves parts of the API.
+    pub aggregator: Aggregator,
     /// Calls the conversion webhooks of custom kinds.
     pub conversions: webhook::Client,
     /// Signs and verifies service account tokens.

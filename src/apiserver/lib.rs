@@ -8,6 +8,7 @@
 //! Start at [`ApiServer::start`].
 
 pub mod admission;
+pub mod aggregator;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap_data;
@@ -26,8 +27,10 @@ pub mod health;
 pub mod in_process;
 pub mod metrics;
 pub mod openapi;
+pub mod outbound;
 pub mod registry;
 pub mod request;
+mod resource_metrics;
 pub mod routes;
 pub mod server;
 pub mod status;

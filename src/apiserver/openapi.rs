@@ -1,6 +1,6 @@
 //! `/openapi/v2` and `/openapi/v3`: documents are built when first asked for, and kept compressed only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -15,9 +15,11 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 
-use crate::catalog::Catalog;
+use crate::Context;
+use crate::aggregator::documents::{self, Spec};
 use crate::handler::{Body, Response};
 use crate::request::Query;
+use crate::resource_metrics;
 use crate::routes::{json_response, with_type};
 use crate::status::Status;
 
@@ -39,6 +41,8 @@ pub struct OpenApi {
     /// The v2 documents of all that is built in: what CRDs bring is put into a copy.
     v2: OnceCell<Bytes>,
     v2_protobuf: OnceCell<Bytes>,
+    /// Names of the definitions in them.
+    v2_names: Arc<OnceLock<HashSet<String>>>,
 }
 
 impl OpenApi {
@@ -48,14 +52,24 @@ impl OpenApi {
     /// 406 when the client takes no JSON.
     pub async fn answer(
         &self,
-        catalog: &Catalog,
+        context: &Context,
         rest: &str,
         query: &Query,
         headers: &HeaderMap,
     ) -> Result<Option<Response>, Status> {
-        let rows = catalog.all();
+        let mut rows = context.catalog.all();
+        // What is neither built in nor a CRD's has no schema.
+        rows.retain(|row| {
+            !resource_metrics::is_metrics(row) && context.aggregator.elsewhere(&row.group, &row.version).is_none()
+        });
         if rest == "v3" {
-            return Ok(Some(json_response(&index(&rows))));
+            let mut index = index(&rows);
+            for spec in documents::v3_index(context).await {
+                if let Some(url) = spec.v3_url {
+                    index["paths"][&spec.service.path()[1..]] = json!({"serverRelativeURL": url});
+                }
+            }
+            return Ok(Some(json_response(&index)));
         }
         let protobuf = rest == "v2" && wants_protobuf(headers);
         if !protobuf && !takes_json(headers) {
@@ -69,7 +83,12 @@ impl OpenApi {
                 _ => return Ok(None),
             },
         };
-        let hash = if rest == "v2" { hash(rows.iter()) } else { hash(rows.iter().filter(|row| path_of(row) == path)) };
+        let extensions = if rest == "v2" { documents::v2(context).await } else { Vec::new() };
+        let hash = if rest == "v2" {
+            hash_with(&rows, &extensions)
+        } else {
+            hash(rows.iter().filter(|row| path_of(row) == path))
+        };
         let asked = query.get("hash");
         if asked.is_some_and(|asked| asked != hash) {
             let location = format!("/openapi/v3/{path}?hash={hash}");
@@ -86,7 +105,7 @@ impl OpenApi {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            self.document(path, &hash, &rows, headers).await?
+            self.document(path, &hash, &rows, extensions, headers).await?
         };
         let out = response.headers_mut();
         out.insert(header::ETAG, HeaderValue::from_str(&etag).map_err(Status::internal)?);
@@ -97,12 +116,19 @@ impl OpenApi {
         Ok(Some(response))
     }
 
-    async fn document(&self, path: &str, hash: &str, rows: &Rows, headers: &HeaderMap) -> Result<Response, Status> {
+    async fn document(
+        &self,
+        path: &str,
+        hash: &str,
+        rows: &Rows,
+        extensions: Vec<Spec>,
+        headers: &HeaderMap,
+    ) -> Result<Response, Status> {
         let known = self.built.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
         let packed = match known {
             Some((built_for, packed)) if built_for == hash => packed,
             _ => {
-                let packed = self.build(path, rows).await?;
+                let packed = self.build(path, rows, extensions).await?;
                 let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
                 // Documents of groups that are no longer served go.
                 built.retain(|path, _| !path.starts_with("apis/") || rows.iter().any(|row| path_of(row) == *path));
@@ -125,7 +151,7 @@ impl OpenApi {
 
 impl OpenApi {
     /// The document at `path`, compressed.
-    async fn build(&self, path: &str, rows: &Rows) -> Result<Bytes, Status> {
+    async fn build(&self, path: &str, rows: &Rows, extensions: Vec<Spec>) -> Result<Bytes, Status> {
         let customs: Rows = rows.iter().filter(|row| row.custom.is_some()).cloned().collect();
         if !matches!(path, "v2" | V2_PROTOBUF) {
             let of_path: Rows = customs.into_iter().filter(|row| path_of(row) == path).collect();
@@ -141,16 +167,31 @@ impl OpenApi {
         let is_json = path == "v2";
         let make = move || if is_json { openapi::v2() } else { openapi::v2_protobuf() };
         let base = base.get_or_try_init(|| in_background(make)).await?.clone();
-        if customs.is_empty() {
+        let extensions: Vec<Spec> = extensions.into_iter().filter(|spec| spec.v2.is_some()).collect();
+        if customs.is_empty() && extensions.is_empty() {
             return Ok(base);
         }
+        let names = Arc::clone(&self.v2_names);
         in_background(move || {
-            let plain = unpack(&base).unwrap_or_default();
-            if is_json {
-                with(&customs, |rows, custom| openapi::v2_with(&plain, rows, custom))
-            } else {
-                with(&customs, |rows, custom| openapi::v2_protobuf_with(&plain, rows, custom))
+            let mut plain = unpack(&base).unwrap_or_default();
+            if !customs.is_empty() {
+                plain = if is_json {
+                    with(&customs, |rows, custom| openapi::v2_with(&plain, rows, custom))
+                } else {
+                    with(&customs, |rows, custom| openapi::v2_protobuf_with(&plain, rows, custom))
+                };
             }
+            let names = names.get_or_init(openapi::v2_definition_names);
+            for spec in &extensions {
+                let Some(document) = &spec.v2 else { continue };
+                let part = openapi::v2_part(document, &spec.service.path(), |name| names.contains(name));
+                plain = if is_json {
+                    openapi::v2_merged(&plain, &part)
+                } else {
+                    openapi::v2_protobuf_merged(&plain, &part)
+                };
+            }
+            plain
         })
         .await
     }
@@ -210,6 +251,23 @@ fn hash<'a>(rows: impl Iterator<Item = &'a Arc<Resource>>) -> String {
         }
         for sub in row.subresources.iter() {
             sum.update(format!(" {} {:?} {:?}", sub.name, sub.kind, sub.verbs));
+        }
+    }
+    sum.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// The same for a document that has parts of extension servers.
+fn hash_with(rows: &Rows, extensions: &[Spec]) -> String {
+    let own = hash(rows.iter());
+    if extensions.iter().all(|spec| spec.v2.is_none()) {
+        return own;
+    }
+    let mut sum = Sha256::new();
+    sum.update(own);
+    for spec in extensions {
+        sum.update(format!("\n{}", spec.service.name));
+        if let Some(document) = &spec.v2 {
+            sum.update(document.to_string());
         }
     }
     sum.finalize().iter().map(|byte| format!("{byte:02X}")).collect()

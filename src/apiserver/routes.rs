@@ -10,12 +10,14 @@ use mussel_api::protobuf::{self, ProtobufError};
 use mussel_api::resource::Resource;
 use serde_json::{Value, json};
 
+use crate::aggregator;
 use crate::api_server::Inner;
 use crate::connect;
 use crate::custom;
 use crate::discovery;
 use crate::handler::{Body, Query, Request, RequestInfo, Response, UserInfo, Warnings};
 use crate::health::Probe;
+use crate::resource_metrics;
 use crate::status::Status;
 
 /// What upstream takes at most.
@@ -47,6 +49,9 @@ pub(crate) async fn dispatch(
     warnings: Warnings,
     request: http::Request<Body>,
 ) -> Result<Response, Status> {
+    if let Some(service) = server.context.aggregator.route(&info.path) {
+        return Ok(aggregator::proxy(&server.context, &service, &user, request).await);
+    }
     if info.is_resource {
         return resource(server, info, user, query, warnings, request).await;
     }
@@ -68,7 +73,7 @@ pub(crate) async fn dispatch(
         return Ok(context.health.answer(probe, rest, &query).await.unwrap_or_else(page_not_found));
     }
     match (head, rest) {
-        ("", None) => Ok(json_response(&json!({"paths": discovery::paths(&context.catalog)}))),
+        ("", None) => Ok(json_response(&json!({"paths": discovery::paths(context)}))),
         ("version", None) => Ok(json_response(&version())),
         ("metrics", None) => match context.metrics.print() {
             Ok(text) => {
@@ -77,9 +82,14 @@ pub(crate) async fn dispatch(
             }
             Err(error) => Err(Status::internal(error)),
         },
-        ("api" | "apis", _) => Ok(discovery::answer(context, path, request.headers()).unwrap_or_else(page_not_found)),
+        ("api" | "apis", _) => {
+            Ok(discovery::answer(context, path, request.headers()).await.unwrap_or_else(page_not_found))
+        }
         ("openapi", Some(rest)) => {
-            let answer = server.openapi.answer(&context.catalog, rest, &query, request.headers()).await?;
+            if let Some(service) = rest.strip_prefix("v3/").and_then(|path| context.aggregator.route(path)) {
+                return Ok(aggregator::proxy(context, &service, &user, request).await);
+            }
+            let answer = server.openapi.answer(context, rest, &query, request.headers()).await?;
             Ok(answer.unwrap_or_else(page_not_found))
         }
         (".well-known", Some("openid-configuration")) => {
@@ -116,6 +126,9 @@ async fn resource(
     check_shape(&row, &info, request.method())?;
     if connect::is_connect(&info) {
         return connect::handle(server, info, user, query, &warnings, request).await;
+    }
+    if resource_metrics::is_metrics(&row) {
+        return resource_metrics::handle(server, &row, &info, &query, request.headers()).await;
     }
     let (parts, mut body) = request.into_parts();
     let body = match Limited::new(&mut body, BODY_BYTES_MAX).collect().await {

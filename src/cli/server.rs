@@ -50,7 +50,8 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
 const NODE_CIDR_MASK: u8 = 24;
 /// Names for `--disable` of parts that k3s brings as manifests and mussel has built in or not at all.
 const COREDNS: &str = "coredns";
-const DISABLEABLE: [&str; 6] = [COREDNS, "servicelb", "traefik", "local-storage", "metrics-server", "runtimes"];
+const METRICS: &str = "metrics-server";
+const DISABLEABLE: [&str; 6] = [COREDNS, "servicelb", "traefik", "local-storage", METRICS, "runtimes"];
 
 pub fn main(args: ServerArgs) -> anyhow::Result<()> {
     preflight::root()?;
@@ -256,7 +257,7 @@ async fn start(
 
     let certificates = Certificates::ensure(&pki, settings)?;
     let (kubelet_client, _) = pki.leaf(&apiserver_leaf())?;
-    pki.auth_proxy()?;
+    let (auth_proxy, _) = pki.auth_proxy()?;
     let tunnels = Tunnels::default();
     let supervisor = Supervisor::new(mussel_cluster::supervisor::Config {
         pki: Arc::clone(&pki),
@@ -318,12 +319,15 @@ async fn start(
         client_ca_pem: pki.client_ca.cert_pem().into(),
         request_header_ca_pem: Some(pki.request_header_ca.cert_pem().into()),
         request_header_allowed_names: vec!["system:auth-proxy".to_owned()],
+        proxy_client_cert_pem: auth_proxy.cert_pem.into_bytes(),
+        proxy_client_key_pem: auth_proxy.key_pem.into_bytes(),
         service_account_key_pem: pki.service_account_key_pem.clone().into_bytes(),
         service_account_verify_pems: pki.service_account_old_pems.iter().map(|pem| pem.clone().into_bytes()).collect(),
         kubelet_ca_pem: pki.server_ca.cert_pem().into(),
         kubelet_client_cert_pem: kubelet_client.cert_pem.into_bytes(),
         kubelet_client_key_pem: kubelet_client.key_pem.into_bytes(),
         kubelet_dialer: Some(Arc::new(tunnels.clone())),
+        resource_metrics: !args.disable.iter().any(|part| part == METRICS),
         vault: Some(Arc::new(KeyVault::new(Arc::clone(&secrets), &server_dir))),
         secrets_encryption: args.secrets_encryption,
         anonymous_auth: given.anonymous_auth.unwrap_or(defaults.anonymous_auth),

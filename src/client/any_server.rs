@@ -12,16 +12,20 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 
+/// Believes anybody.
+pub fn any_server() -> Arc<dyn ServerCertVerifier> {
+    Arc::new(AnyServer(Arc::new(rustls::crypto::ring::default_provider())))
+}
+
 /// TLS that believes anybody.
 ///
 /// # Errors
 /// When the TLS library has no protocol version, which it has.
 pub fn tls_to_anybody() -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(ClientConfig::builder_with_provider(Arc::clone(&provider))
+    Ok(ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        .with_custom_certificate_verifier(any_server())
         .with_no_client_auth())
 }
 

@@ -11,7 +11,7 @@ pub mod informer;
 pub mod leader;
 pub mod queue;
 
-pub use any_server::tls_to_anybody;
+pub use any_server::{any_server, tls_to_anybody};
 pub use connect::{
     ClientIdentity, ClusterTls, ConnectError, Tls, TokenSource, in_process, over_cluster_tls, over_tls, resolve,
 };

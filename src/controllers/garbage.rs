@@ -25,12 +25,14 @@ use tokio_util::sync::CancellationToken;
 use self::graph::{FOREGROUND, Graph, KindId, Node, ORPHAN, Uid, blocks};
 use crate::Context;
 use crate::census::Census;
-use crate::discovery::{Served, deletable};
+use crate::discovery::{Kinds, Served, deletable};
 use crate::error::{Error, gone_is_fine, is_not_found};
 
 const WORKERS: usize = 10;
 /// New kinds come in groups; one look after the last is enough.
 const REDISCOVER_AFTER: Duration = Duration::from_secs(1);
+/// All objects are known after this, but for kinds whose server is away.
+const SYNC_MAX: Duration = Duration::from_secs(30);
 const REDISCOVER_RETRY: Duration = Duration::from_secs(10);
 
 struct Collector {
@@ -60,7 +62,15 @@ pub async fn run(context: Context, census: Census, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             // Zero at first; the first discovery makes it more.
-            () = async { let _ = unsynced.wait_for(|n| *n > 0).await; let _ = unsynced.wait_for(|n| *n == 0).await; } => (),
+            () = async { let _ = unsynced.wait_for(|n| *n > 0).await; } => (),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = unsynced.wait_for(|n| *n == 0) => (),
+            // An extension server that does not answer must not keep all others' garbage.
+            () = tokio::time::sleep(SYNC_MAX) => {
+                tracing::warn!("garbage collector: begins without the objects of some kinds, which cannot be listed");
+            }
         }
         for uid in lock(&collector.graph).suspects() {
             collector.queue.add(uid);
@@ -76,10 +86,11 @@ async fn watch_all(collector: Arc<Collector>, stop: CancellationToken) {
     let mut watches = JoinSet::new();
     loop {
         let retry = match deletable(&collector.client, false).await {
-            Ok(served) => {
+            Ok(Kinds { served, stale }) => {
                 let names: HashSet<_> = served.iter().map(name_of).collect();
                 watched.retain(|name, token| {
-                    let stays = names.contains(name);
+                    // A server that is away has not taken its kinds along.
+                    let stays = names.contains(name) || stale.contains(&name.0);
                     if !stays {
                         token.cancel();
                     }
@@ -130,7 +141,7 @@ fn name_of(kind: &Served) -> (String, String) {
 async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, stop: CancellationToken) {
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(collector.client.clone(), &kind.resource);
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-    let crd = kind.resource.kind == "CustomResourceDefinition";
+    let brings_kinds = matches!(&*kind.resource.kind, "CustomResourceDefinition" | "APIService");
     let (plural, group) = (&kind.resource.plural, &kind.resource.group);
     let resource: Arc<str> = if group.is_empty() { plural.clone() } else { format!("{plural}.{group}") }.into();
     let mut seen = HashSet::new();
@@ -167,7 +178,7 @@ async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, st
                 if new {
                     collector.census.tell(&resource, object.metadata.namespace.as_ref());
                 }
-                if crd {
+                if brings_kinds {
                     collector.kinds_changed.notify_one();
                 }
             }
@@ -176,7 +187,7 @@ async fn watch_kind(collector: Arc<Collector>, id: KindId, kind: Arc<Served>, st
                     collector.forget(Uid::parse(uid));
                 }
                 collector.census.tell(&resource, object.metadata.namespace.as_ref());
-                if crd {
+                if brings_kinds {
                     collector.kinds_changed.notify_one();
                 }
             }

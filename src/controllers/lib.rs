@@ -30,6 +30,7 @@ mod error;
 mod expectations;
 mod garbage;
 mod hash;
+mod horizontal_pod_autoscaler;
 mod job;
 mod namespace;
 mod node_ipam;
@@ -132,6 +133,7 @@ async fn lead(context: Context, term: CancellationToken) {
     start("disruption-controller", |c, t| disruption::run(c, t).boxed());
     start("endpoint-controller", |c, t| endpoints::run(c, t).boxed());
     start("endpointslice-controller", |c, t| endpoint_slice::run(c, t).boxed());
+    start("horizontal-pod-autoscaler", |c, t| horizontal_pod_autoscaler::run(c, t).boxed());
     start("job-controller", |c, t| job::run(c, t).boxed());
     start("namespace-controller", |c, t| namespace::run(c, t).boxed());
     start("node-controller", |c, t| node_ipam::run(c, t).boxed());

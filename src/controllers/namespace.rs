@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Context;
 use crate::control::{self, Key, follow, follow_keys, queue_all};
-use crate::discovery::{Served, deletable};
+use crate::discovery::{Kinds, Served, deletable};
 use crate::error::{Error, Outcome, gone_is_fine, is_not_found, text};
 
 const FINALIZER: &str = "kubernetes";
@@ -119,13 +119,15 @@ impl Controller {
 
     async fn empty(&self, namespace: &str) -> Remains {
         let mut remains = Remains::default();
-        let served = match deletable(&self.client, true).await {
-            Ok(served) => served,
+        let Kinds { served, stale } = match deletable(&self.client, true).await {
+            Ok(kinds) => kinds,
             Err(error) => {
                 remains.discovery_failure = Some(error.to_string());
                 return remains;
             }
         };
+        // What can be emptied is; but the namespace stays, as long as there may be more in it.
+        remains.discovery_failure = stale_groups(&stale);
         // Pods go first, and all else only after them (KEP-5080): a policy or a Secret must not be taken from under them.
         let is_pods = |kind: &Served| kind.resource.group.is_empty() && kind.resource.plural == "pods";
         let (pods, rest): (Vec<_>, Vec<_>) =
@@ -172,6 +174,13 @@ impl Controller {
     }
 }
 
+/// In the words of upstream's client, about group versions whose servers are away.
+fn stale_groups(stale: &[String]) -> Option<String> {
+    let each: Vec<String> = stale.iter().map(|name| format!("{name}: stale GroupVersion discovery: {name}")).collect();
+    let told = each.join(", ");
+    (!stale.is_empty()).then(|| format!("unable to retrieve the complete list of server APIs: {told}"))
+}
+
 impl Remains {
     fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.discovery_failure.is_none() && self.deletion_failures.is_empty()
@@ -201,7 +210,8 @@ fn conditions(remains: &Remains, namespace: &Namespace) -> Vec<NamespaceConditio
     let finalizers = (!remains.finalizers.is_empty()).then(|| {
         format!("Some content in the namespace has finalizers remaining: {}", listed(&remains.finalizers, " in "))
     });
-    let discovery = remains.discovery_failure.clone().map(|e| format!("Discovery failed for some groups: {e}"));
+    let discovery =
+        remains.discovery_failure.clone().map(|e| format!("Discovery failed for some groups, 1 failing: {e}"));
     let rows = [
         (
             "NamespaceDeletionDiscoveryFailure",
@@ -274,5 +284,21 @@ mod tests {
             Some("Some resources are remaining: pods. has 2 resource instances")
         );
         assert_eq!(conditions[0].status, "False");
+    }
+
+    #[test]
+    fn a_namespace_waits_for_servers_that_are_away() {
+        let remains = Remains { discovery_failure: stale_groups(&["a.b/v1".to_owned()]), ..Remains::default() };
+        assert!(!remains.is_empty());
+        let conditions = conditions(&remains, &Namespace::default());
+        assert_eq!(conditions[0].reason.as_deref(), Some("DiscoveryFailed"));
+        assert_eq!(
+            conditions[0].message.as_deref(),
+            Some(
+                "Discovery failed for some groups, 1 failing: unable to retrieve the complete list of server APIs: \
+                 a.b/v1: stale GroupVersion discovery: a.b/v1"
+            )
+        );
+        assert_eq!(stale_groups(&[]), None);
     }
 }

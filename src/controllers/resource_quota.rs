@@ -149,7 +149,7 @@ impl Controller {
         let resource = if matches!(kind, "configmaps" | "secrets" | "replicationcontrollers" | "resourcequotas") {
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", ""), plural)
         } else {
-            let served = deletable(&self.client, true).await?;
+            let served = deletable(&self.client, true).await?.served;
             let found = served.into_iter().map(|s| s.resource).find(|r| r.group == group && r.plural == plural);
             let Some(resource) = found else { return Ok(0) };
             resource

@@ -34,8 +34,8 @@ CACHE = "/var/cache/mussel-tests/e2e-1.20"
 SOURCE = "http://deb.debian.org/debian/pool/main/k/kubernetes/kubernetes_1.20.5%2breally1.20.2.orig.tar.gz"
 GO = "/usr/lib/go-1.19/bin"
 SKIP = r"\[Serial\]|\[Disruptive\]"
-# Not served yet by us (aggregation), or no more by anybody: tokens as Secrets by themselves.
-GONE = r"Aggregator|mount an API token into|opting out of API token"
+# Not served any more by anybody: tokens as Secrets by themselves.
+GONE = r"mount an API token into|opting out of API token"
 PATH = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
 
 
@@ -75,6 +75,17 @@ def compile_tests():
         touch {CACHE}/built""", cwd=source, env=env)
 
 
+def compile_sample():
+    """Upstream's sample of an extension API server, and the etcd that it keeps its objects in."""
+    if os.path.exists(CACHE + "/sample-apiserver"):
+        return
+    sh("apt-get install -y -q --no-install-recommends etcd-server")
+    env = dict(os.environ, PATH=f"{GO}:" + os.environ["PATH"], GOPATH=CACHE + "/go", GO111MODULE="off", CGO_ENABLED="0",
+               GOCACHE=CACHE + "/gocache")
+    sh(f"go build -ldflags='-s -w' -o {CACHE}/sample-apiserver ./vendor/k8s.io/sample-apiserver",
+       cwd=CACHE + "/go/src/k8s.io/kubernetes", env=env)
+
+
 def debian():
     """A layer with Debian's tools that the tests call: dig, curl, nc, ip."""
     root = CACHE + "/root"
@@ -87,23 +98,38 @@ def debian():
     return out.getvalue()
 
 
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def files(place, paths, mode=0o644):
+    return [(place + os.path.basename(path), "file", mode, read(path), 0) for path in paths]
+
+
+def save(name, layers, **settings):
+    path = f"{CACHE}/images/{re.sub('[/:]', '_', name)}.tar"
+    build.docker_archive(path, [name], layers, {"Env": PATH, **settings})
+
+
+def sample_images():
+    if os.path.exists(CACHE + "/images/sample"):
+        return
+    sample = build.layer(files("", [CACHE + "/sample-apiserver"], 0o755))
+    save("gcr.io/kubernetes-e2e-test-images/sample-apiserver:1.17", [sample], Entrypoint=["/sample-apiserver"])
+    etcd = build.layer([("usr", "dir", 0o755, None, 0), ("usr/local", "dir", 0o755, None, 0),
+                        ("usr/local/bin", "dir", 0o755, None, 0), *files("usr/local/bin/", ["/usr/bin/etcd"], 0o755)])
+    save("k8s.gcr.io/etcd:3.4.13-0", [debian(), etcd], Cmd=["/usr/local/bin/etcd"])
+    with open(CACHE + "/images/sample", "w"):
+        pass
+
+
 def images():
     folder = CACHE + "/images"
     if os.path.exists(folder + "/done"):
         return folder
     os.makedirs(folder, exist_ok=True)
     upstream = CACHE + "/go/src/k8s.io/kubernetes/test/images"
-
-    def read(path):
-        with open(path, "rb") as file:
-            return file.read()
-
-    def files(place, paths, mode=0o644):
-        return [(place + os.path.basename(path), "file", mode, read(path), 0) for path in paths]
-
-    def save(name, layers, **settings):
-        build.docker_archive(f"{folder}/{re.sub('[/:]', '_', name)}.tar", [name], layers, {"Env": PATH, **settings})
-
     base, busybox = debian(), build.base_layer()
     agnhost = build.layer([*files("", [CACHE + "/agnhost"], 0o755), ("agnhost-2", "symlink", 0o777, "agnhost", 0),
                            ("uploads", "dir", 0o777, None, 0), *files("", glob.glob(upstream + "/agnhost/porter/localhost.*"))])
@@ -173,7 +199,10 @@ def main():
     if os.geteuid() != 0:
         sys.exit("tests/conformance: must be root")
     compile_tests()
-    sys.exit(run(args, sorted(glob.glob(images() + "/*.tar"))))
+    compile_sample()
+    folder = images()
+    sample_images()
+    sys.exit(run(args, sorted(glob.glob(folder + "/*.tar"))))
 
 
 if __name__ == "__main__":

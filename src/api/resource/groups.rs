@@ -35,7 +35,9 @@ fn apiregistration() -> Vec<Row> {
         row("apiregistration.k8s.io", "v1", "APIService", "apiservices")
             .cluster()
             .extension()
+            .rules(validation::api_service_create, validation::api_service_update)
             .status()
+            .status_rules(validation::api_service_status)
             .default(defaults::api_service)
             .fields(fields::api_service),
     ]

@@ -6,6 +6,7 @@ use super::age;
 use super::column::{AGE, CREATED_AT, Column, NAME, Printer, boolean, integer, text as column};
 use super::text::{self, NONE, UNSET, list, number};
 use crate::object::ObjectExt;
+use crate::quantity::Quantity;
 
 pub(super) fn printer(group: &str, kind: &str) -> Option<&'static Printer> {
     Some(match (group.split('.').next().unwrap_or_default(), kind) {
@@ -22,6 +23,7 @@ pub(super) fn printer(group: &str, kind: &str) -> Option<&'static Printer> {
         ("admissionregistration", "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding") => {
             &POLICY_BINDING
         }
+        ("metrics", "NodeMetrics" | "PodMetrics") => &METRICS,
         ("flowcontrol", "FlowSchema") => &FLOW_SCHEMA,
         ("flowcontrol", "PriorityLevelConfiguration") => &PRIORITY_LEVEL,
         ("resource", "ResourceClaim") => &RESOURCE_CLAIM,
@@ -146,6 +148,25 @@ static API_SERVICE: Printer = Printer {
             available.into(),
             age::of(object, now),
         ]
+    },
+};
+
+static METRICS: Printer = Printer {
+    columns: &[
+        NAME,
+        column("cpu", "CPU in use, in cores."),
+        column("memory", "Memory in use."),
+        column("Window", "The time over which CPU was measured."),
+    ],
+    cells: |object, _| {
+        // A pod uses what its containers use.
+        let containers = list(object, "containers");
+        let used = |resource: &str| {
+            let all = containers.iter().chain((containers.is_empty()).then_some(object));
+            let amounts = all.filter_map(|one| one["usage"][resource].as_str()?.parse::<Quantity>().ok());
+            amounts.reduce(|a, b| a + b).unwrap_or(Quantity::ZERO).to_string()
+        };
+        vec![text::name(object), used("cpu").into(), used("memory").into(), object.str_at("window").into()]
     },
 };
 

@@ -65,6 +65,10 @@ pub(super) fn roles() -> Vec<RoleSpec> {
         RoleSpec { labels: &[(TO_ADMIN, "true")], ..role("system:aggregate-to-admin", admin()) },
         RoleSpec { labels: &[(TO_EDIT, "true")], ..role("system:aggregate-to-edit", edit()) },
         RoleSpec { labels: &[(TO_VIEW, "true")], ..role("system:aggregate-to-view", view()) },
+        RoleSpec {
+            labels: &[(TO_ADMIN, "true"), (TO_EDIT, "true"), (TO_VIEW, "true")],
+            ..role("system:aggregated-metrics-reader", vec![rule(READ, "metrics.k8s.io", "nodes pods")])
+        },
         role("system:node", node_rules().to_vec()),
         role(
             "system:node-proxier",

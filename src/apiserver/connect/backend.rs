@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -35,6 +33,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// TLS, when it is spoken there.
     pub tls: Option<Arc<ClientConfig>>,
+    /// What the certificate has to be for, where that is not the address.
+    pub name: Option<ServerName<'static>>,
     /// The node whose kubelet this is, and the other way to it.
     pub through: Option<(String, Arc<dyn KubeletDialer>)>,
 }
@@ -58,7 +58,7 @@ impl Backend {
             Ok::<Box<dyn Stream>, std::io::Error>(match &self.tls {
                 None => stream,
                 Some(config) => {
-                    let name = ServerName::IpAddress(address.ip().into());
+                    let name = self.name.clone().unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
                     Box::new(TlsConnector::from(Arc::clone(config)).connect(name, stream).await?)
                 }
             })
@@ -77,58 +77,5 @@ pub fn is_reachable_by_proxy(ip: IpAddr) -> bool {
             !(ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || ip.is_unspecified() || ip.is_broadcast())
         }
         IpAddr::V6(ip) => !(ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified()),
-    }
-}
-
-/// Verifies a kubelet's certificate against the cluster's CA, for the address dialled or the node's name: a node's
-/// certificate may be older than its address.
-#[derive(Debug)]
-pub struct NodeCertificate {
-    pub inner: Arc<WebPkiServerVerifier>,
-    pub node: String,
-}
-
-impl ServerCertVerifier for NodeCertificate {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let first = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp, now);
-        let wrong_name = matches!(
-            first,
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
-            ))
-        );
-        match ServerName::try_from(self.node.as_str()) {
-            Ok(name) if wrong_name => self.inner.verify_server_cert(end_entity, intermediates, &name, ocsp, now),
-            _ => first,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
     }
 }

@@ -31,11 +31,12 @@ pub enum ForwardError {
     Request(#[from] http::Error),
 }
 
-/// Sends `request` with `path_and_query` in place of its own. The connection lives on `tasks` until its end or `stop`.
+/// Sends `request` with `path_and_query` in place of its own, in the name of `user` if the other end is to know it. The connection lives on `tasks` until its end or `stop`.
 pub async fn forward(
     backend: &Backend,
     path_and_query: &str,
     mut request: http::Request<Body>,
+    user: Option<&HeaderMap>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Response, ForwardError> {
@@ -60,6 +61,7 @@ pub async fn forward(
         .uri(path_and_query.parse::<Uri>().map_err(http::Error::from)?)
         .body(body)?;
     *outgoing.headers_mut() = request_headers(parts.headers, upgrade.is_some());
+    outgoing.headers_mut().extend(user.cloned().unwrap_or_default());
     if let Ok(host) = HeaderValue::from_str(&backend.address.to_string()) {
         outgoing.headers_mut().insert(header::HOST, host);
     }
@@ -93,17 +95,22 @@ pub async fn forward(
         *response.headers_mut() = parts.headers;
         return Ok(response);
     }
+    Ok(response(incoming))
+}
+
+/// The answer as it goes on: nothing about the connection that it came over.
+pub fn response(incoming: http::Response<hyper::body::Incoming>) -> Response {
     let (mut parts, body) = incoming.into_parts();
     for name in &HOP_BY_HOP {
         parts.headers.remove(name);
     }
     parts.extensions.clear();
     parts.version = http::Version::HTTP_11;
-    Ok(http::Response::from_parts(parts, Body::new(body)))
+    http::Response::from_parts(parts, Body::new(body))
 }
 
 /// What the backend sees: no credentials, nothing about this hop but a wanted upgrade.
-fn request_headers(mut headers: HeaderMap, upgrades: bool) -> HeaderMap {
+pub fn request_headers(mut headers: HeaderMap, upgrades: bool) -> HeaderMap {
     let upgrade = headers.get(header::UPGRADE).cloned().filter(|_| upgrades);
     for name in &HOP_BY_HOP {
         headers.remove(name);

@@ -24,8 +24,10 @@ use crate::encryption::Snapshot;
 use crate::handler::{Body, Query, RequestInfo, Response, UserInfo, Warnings};
 use crate::status::Status;
 
+pub(crate) use backend::Backend;
 pub use backend::{KubeletDialer, Stream};
-pub use node::{CredentialsError, Kubelets};
+pub(crate) use forward::{forward, request_headers, response};
+pub use node::Kubelets;
 
 /// Whether a request is this module's.
 pub fn is_connect(info: &RequestInfo) -> bool {
@@ -84,7 +86,7 @@ async fn snapshot(server: &Arc<Inner>) -> Result<Snapshot, Status> {
 }
 
 /// Whether the client wants to leave HTTP.
-fn is_upgrade(headers: &HeaderMap) -> bool {
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)
         && headers
             .get_all(header::CONNECTION)
@@ -106,7 +108,7 @@ fn read(snapshot: &Snapshot, resource: &str, namespace: &str, name: &str) -> Res
 }
 
 /// Percent-encodes one path segment or query value.
-fn encode_component(text: &str) -> String {
+pub(crate) fn encode_component(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

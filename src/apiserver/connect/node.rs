@@ -3,36 +3,24 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use rustls::ClientConfig;
 use rustls::client::WebPkiServerVerifier;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
-use super::backend::{Backend, KubeletDialer, NodeCertificate};
+use super::backend::{Backend, KubeletDialer};
 use super::read;
 use crate::config::Config;
 use crate::encryption::Snapshot;
+use crate::outbound::tls::{self, CredentialsError, Identity};
 use crate::status::Status;
 
 const KUBELET_PORT: u16 = 10250;
 
-#[derive(Debug, thiserror::Error)]
-pub enum CredentialsError {
-    #[error("not PEM: {0}")]
-    Pem(#[from] rustls::pki_types::pem::Error),
-    #[error("not usable: {0}")]
-    Tls(#[from] rustls::Error),
-    #[error("the kubelet CA cannot be used: {0}")]
-    Ca(#[from] rustls::client::VerifierBuilderError),
-}
-
 /// This server's credentials for kubelets, and TLS for other backends.
 pub struct Kubelets {
-    provider: Arc<rustls::crypto::CryptoProvider>,
     /// `None` when no CA was given: no kubelet can be reached then.
     verifier: Option<Arc<WebPkiServerVerifier>>,
-    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    identity: Option<Identity>,
     any_server: Arc<ClientConfig>,
     dialer: Option<Arc<dyn KubeletDialer>>,
 }
@@ -41,49 +29,19 @@ impl Kubelets {
     /// # Errors
     /// When a credential was given and cannot be used.
     pub fn new(config: &Config) -> Result<Self, CredentialsError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = if config.kubelet_ca_pem.is_empty() {
-            None
-        } else {
-            let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(&config.kubelet_ca_pem) {
-                roots.add(certificate?)?;
-            }
-            Some(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?)
-        };
-        let identity = if config.kubelet_client_cert_pem.is_empty() {
-            None
-        } else {
-            let chain = CertificateDer::pem_slice_iter(&config.kubelet_client_cert_pem).collect::<Result<_, _>>()?;
-            Some((chain, PrivateKeyDer::from_pem_slice(&config.kubelet_client_key_pem)?))
-        };
-        let kubelets = Self {
-            provider,
-            verifier,
-            identity,
+        let ca = &config.kubelet_ca_pem;
+        Ok(Self {
+            verifier: if ca.is_empty() { None } else { Some(tls::authority(ca)?) },
+            identity: Identity::from_pem(&config.kubelet_client_cert_pem, &config.kubelet_client_key_pem)?,
             // Certificates of pods and services behind `https:` are their own affair, as upstream has it.
             any_server: Arc::new(mussel_client::tls_to_anybody()?),
             dialer: config.kubelet_dialer.clone(),
-        };
-        // Found out now rather than at the first exec.
-        if kubelets.verifier.is_some() {
-            kubelets.tls("node")?;
-        }
-        Ok(kubelets)
+        })
     }
 
     fn tls(&self, node: &str) -> Result<Option<Arc<ClientConfig>>, rustls::Error> {
         let Some(verifier) = &self.verifier else { return Ok(None) };
-        let verifier = NodeCertificate { inner: Arc::clone(verifier), node: node.to_owned() };
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
-        let config = match &self.identity {
-            Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
-            None => builder.with_no_client_auth(),
-        };
-        Ok(Some(Arc::new(config)))
+        Ok(Some(Arc::new(tls::to_kubelet(verifier, node, self.identity.as_ref())?)))
     }
 
     /// TLS towards a server whose certificate nobody vouches for.
@@ -103,7 +61,7 @@ impl Kubelets {
         let tls = self.tls(node).map_err(Status::internal)?;
         let tls = tls.ok_or_else(|| Status::internal("this server has no credentials for kubelets"))?;
         let through = self.dialer.clone().map(|dialer| (node.to_owned(), dialer));
-        Ok(Backend { address: SocketAddr::new(address, kubelet_port(&object)), tls: Some(tls), through })
+        Ok(Backend { address: SocketAddr::new(address, kubelet_port(&object)), tls: Some(tls), name: None, through })
     }
 }
 

@@ -37,7 +37,7 @@ pub async fn log(mut connect: Connect<'_>) -> Result<Response, Status> {
     }
     let mut request = http::Request::new(Body::empty());
     request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("*/*"));
-    let response = forward(&backend, &path, request, &context.tasks, &context.stop)
+    let response = forward(&backend, &path, request, None, &context.tasks, &context.stop)
         .await
         .map_err(|error| Status::internal(format_args!("Get \"https://{}{path}\": {error}", backend.address)))?;
     if response.status().is_success() {
@@ -101,7 +101,7 @@ pub async fn stream(connect: Connect<'_>) -> Result<Response, Status> {
     }
     let backend = connect.server.kubelets.backend(&snapshot, node)?;
     let context = &connect.server.context;
-    let outcome = forward(&backend, &path, connect.request, &context.tasks, &context.stop).await;
+    let outcome = forward(&backend, &path, connect.request, None, &context.tasks, &context.stop).await;
     let response = outcome.map_err(|error| match error {
         ForwardError::Dial(error) => Status::internal(format_args!("error dialing backend: {error}")),
         error => Status::internal(format_args!("error sending request: {error}")),

@@ -5,13 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use rand::seq::IndexedRandom as _;
-use serde_json::Value;
 
 use super::backend::{Backend, is_reachable_by_proxy};
 use super::forward::forward;
 use super::{Connect, html, is_upgrade, node, read, snapshot};
 use crate::encryption::Snapshot;
 use crate::handler::{Body, Response};
+use crate::outbound::endpoints::{self, port_number};
+use crate::registry::view::View;
 use crate::status::Status;
 
 /// Pages beyond this are not rewritten but refused.
@@ -52,7 +53,7 @@ pub async fn proxy(connect: Connect<'_>) -> Result<Response, Status> {
         headers.insert("x-forwarded-host", host);
     }
     headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
-    let response = forward(&backend, &format!("{rest}{query}"), request, &context.tasks, &context.stop)
+    let response = forward(&backend, &format!("{rest}{query}"), request, None, &context.tasks, &context.stop)
         .await
         .map_err(|error| Status::unavailable(format!("error trying to reach service: {error}")))?;
     rewrite(response, &prefix, backend.address).await
@@ -110,7 +111,7 @@ fn backend(connect: &Connect<'_>, ip: IpAddr, port: u16, scheme: &str) -> Result
         return Err(Status::bad_request("address not allowed"));
     }
     let tls = (scheme == "https").then(|| connect.server.kubelets.unverified());
-    Ok(Backend { address: SocketAddr::new(ip, port), tls, through: None })
+    Ok(Backend { address: SocketAddr::new(ip, port), tls, name: None, through: None })
 }
 
 fn pod(connect: &Connect<'_>, snapshot: &Snapshot) -> Result<Backend, Status> {
@@ -135,10 +136,6 @@ fn pod(connect: &Connect<'_>, snapshot: &Snapshot) -> Result<Backend, Status> {
     backend(connect, ip, port, id.scheme)
 }
 
-fn port_number(value: &Value) -> Option<u16> {
-    u16::try_from(value.as_u64()?).ok().filter(|port| *port != 0)
-}
-
 fn service(connect: &Connect<'_>, snapshot: &Snapshot) -> Result<Backend, Status> {
     let id = parse_id(&connect.info.name, "service")?;
     let namespace = &connect.info.namespace;
@@ -151,27 +148,12 @@ fn service(connect: &Connect<'_>, snapshot: &Snapshot) -> Result<Backend, Status
             .ok_or_else(|| Status::unavailable(format!("no service port {number} found for service {:?}", id.name)))?;
         port_name = port["name"].as_str().unwrap_or_default();
     }
-    let prefix = format!("/registry/endpointslices.discovery.k8s.io/{namespace}/");
-    let mut candidates: Vec<(IpAddr, u16)> = Vec::new();
-    for (_, stored) in snapshot.range(prefix.as_bytes(), prefix.as_bytes()) {
-        let Ok(slice) = serde_json::from_slice::<Value>(&stored.value()?) else { continue };
-        if slice["metadata"]["labels"]["kubernetes.io/service-name"] != *id.name {
-            continue;
-        }
-        let ports = slice["ports"].as_array().into_iter().flatten();
-        let Some(port) = ports
-            .filter(|port| port["name"].as_str().unwrap_or_default() == port_name)
-            .find_map(|port| port_number(&port["port"]))
-        else {
-            continue;
-        };
-        let ready = slice["endpoints"].as_array().into_iter().flatten().filter(|e| e["conditions"]["ready"] != false);
-        candidates.extend(ready.filter_map(|e| Some((e["addresses"][0].as_str()?.parse().ok()?, port))));
-    }
-    let chosen = candidates.choose(&mut rand::rng());
-    let (ip, port) = chosen
-        .copied()
-        .ok_or_else(|| Status::unavailable(format!("no endpoints available for service {:?}", id.name)))?;
+    let found = endpoints::ready(&View::new(snapshot.clone()), namespace, id.name, port_name)
+        .map_err(|error| Status::unavailable(error.to_string()))?;
+    let address = found.choose(&mut rand::rng());
+    let address =
+        address.ok_or_else(|| Status::unavailable(format!("no endpoints available for service {:?}", id.name)))?;
+    let (ip, port) = (address.ip(), address.port());
     backend(connect, ip, port, id.scheme)
 }
 

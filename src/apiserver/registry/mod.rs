@@ -16,14 +16,14 @@ mod get;
 pub mod key;
 mod list;
 pub mod names;
-mod negotiate;
-mod options;
+pub mod negotiate;
+pub mod options;
 pub mod passing;
 mod patch;
 pub mod purge;
 mod reviews;
 mod scale;
-mod select;
+pub mod select;
 mod service_account_tokens;
 mod shared;
 mod start;
@@ -94,7 +94,13 @@ impl Registry {
         if resource.custom.is_some() {
             return self.handle_custom(resource, &request).await;
         }
-        self.handle_once(&Call::new(self, resource, &request)?).await
+        let response = self.handle_once(&Call::new(self, Arc::clone(&resource), &request)?).await?;
+        let info = &request.info;
+        if resource.qualified() == custom::RESOURCE && matches!(info.verb.as_str(), "update" | "patch") {
+            // What was changed is in force for whoever changed it. That it takes long is no failure of the write.
+            let _ = custom::renew(&self.context, &info.name).await;
+        }
+        Ok(response)
     }
 
     /// A custom resource may change its definition under a request; then the request is worked on again, by the new one.

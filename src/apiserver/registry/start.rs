@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::strategy::ip_address;
 use super::write::now;
 use super::{Registry, key};
-use crate::Context;
 use crate::status::Status;
+use crate::{Context, aggregator};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
@@ -46,34 +46,9 @@ pub async fn bootstrap(registry: &Registry) -> Result<(), Status> {
         "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "lastTransitionTime": now(),
             "message": "Kubernetes Service CIDR is ready"}]}});
     ensure(context, "servicecidrs.networking.k8s.io", cidr).await?;
-    api_services(context).await?;
+    aggregator::bootstrap(context).await?;
     kubernetes_service(context).await?;
     endpoints(context).await
-}
-
-/// One `APIService` per served group and version, as `kubectl get apiservices` shows them.
-async fn api_services(context: &Arc<Context>) -> Result<(), Status> {
-    let mut served: Vec<(String, String)> = Vec::new();
-    for row in context.catalog.all() {
-        let pair = (row.group.to_string(), row.version.to_string());
-        if !served.contains(&pair) {
-            served.push(pair);
-        }
-    }
-    for (group, version) in served {
-        let priority = if group.is_empty() { 18_000 } else { 17_000 };
-        let mut spec = json!({"version": version, "groupPriorityMinimum": priority, "versionPriority": 1});
-        if !group.is_empty() {
-            spec["group"] = group.as_str().into();
-        }
-        let service = json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-            "metadata": {"name": format!("{version}.{group}"), "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
-            "spec": spec,
-            "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local",
-                "message": "Local APIServices are always available", "lastTransitionTime": now()}]}});
-        ensure(context, "apiservices.apiregistration.k8s.io", service).await?;
-    }
-    Ok(())
 }
 
 /// `default/kubernetes`, at the first address of the service network.

@@ -81,15 +81,33 @@ async fn answer(
         }
         return Ok(response.body(Full::default()).unwrap());
     }
+    if uri == "/metrics/resource" {
+        // A CPU second more each time.
+        let cpu = SCRAPES.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 10;
+        let of = |name: &str| format!("{{container=\"c\",namespace=\"default\",pod=\"{name}\"}}");
+        let mut text = format!("node_cpu_usage_seconds_total {cpu}\nnode_memory_working_set_bytes 1048576\n");
+        for pod in ["web", "gone"] {
+            let of = of(pod);
+            text.push_str(&format!(
+                "container_cpu_usage_seconds_total{of} {cpu}\ncontainer_memory_working_set_bytes{of} 2048\n\
+                 container_start_time_seconds{of} 1000\n"
+            ));
+        }
+        return Ok(http::Response::new(Full::from(text)));
+    }
     let code = if uri.contains("/broken") { 400 } else { 200 };
     Ok(http::Response::builder().status(code).body(Full::from(uri)).unwrap())
 }
+
+/// How often this process's kubelets were asked what is used.
+static SCRAPES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 async fn server_with_kubelet() -> (TestServer, SocketAddr) {
     let mut ca_pem = String::new();
     let server = TestServer::start_with(|config, ca| {
         ca_pem.clone_from(&ca.pem);
         let (cert, key) = ca.issue("kube-apiserver-kubelet-client", &["system:masters"], &[]);
+        config.resource_metrics = true;
         config.kubelet_ca_pem = ca.pem.clone().into_bytes();
         config.kubelet_client_cert_pem = cert.into_bytes();
         config.kubelet_client_key_pem = key.into_bytes();
@@ -142,6 +160,46 @@ async fn logs_come_from_the_kubelet() {
     assert_eq!((status, message.as_str()), (400, "/containerLogs/default/two/broken"));
     let (status, message) = error(pods.logs("none", &LogParams::default()).await.unwrap_err());
     assert_eq!((status, message.as_str()), (404, "pods \"none\" not found"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_what_kubelets_measure() {
+    let (server, _) = server_with_kubelet().await;
+    let pods: Api<Pod> = Api::namespaced(server.admin(), "default");
+    let running = json!({"status": {"phase": "Running"}});
+    pods.patch_status("web", &Default::default(), &kube::api::Patch::Merge(running)).await.unwrap();
+    let get = async |path: &str| {
+        let (code, body) =
+            server.get("admin", &["system:masters"], &format!("/apis/metrics.k8s.io/v1beta1{path}")).await;
+        (code, support::json(&body))
+    };
+    let (code, nodes) = get("/nodes").await;
+    assert_eq!((code, nodes["kind"].as_str()), (200, Some("NodeMetricsList")));
+    let node = &nodes["items"][0];
+    assert_eq!((&node["metadata"]["name"], &node["usage"]["memory"]), (&json!("n1"), &json!("1Mi")));
+    // A second of CPU in two seconds, or in some more.
+    let nano: u64 = node["usage"]["cpu"].as_str().unwrap().trim_end_matches('n').parse().unwrap();
+    assert!((1..=500_000_000).contains(&nano), "{node}");
+    let window = node["window"].as_str().unwrap().trim_end_matches('s').parse::<f64>().unwrap();
+    assert!(window >= 2.0, "{node}");
+
+    // Pods that run, by name, label and namespace; nobody asks the kubelet again so soon.
+    let (_, list) = get("/pods").await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 1, "{list}");
+    assert_eq!(list["items"][0]["containers"][0]["name"], "c");
+    assert_eq!(get("/namespaces/default/pods/web").await.1["kind"], "PodMetrics");
+    assert_eq!(get("/namespaces/default/pods/two").await.0, 404);
+    assert_eq!(get("/namespaces/default/pods?labelSelector=a%3Db").await.1["items"], json!([]));
+    assert_eq!(SCRAPES.load(std::sync::atomic::Ordering::SeqCst), 2);
+
+    let resources = get("").await.1;
+    let names: Vec<_> = resources["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
+    assert_eq!(names, ["nodes", "pods"]);
+    let (code, _) = server.get("ann", &[], "/apis/metrics.k8s.io/v1beta1/nodes").await;
+    assert_eq!(code, 403);
+    let service = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io";
+    assert_eq!(server.get("admin", &["system:masters"], service).await.0, 200);
     server.stop().await;
 }
 

@@ -1,12 +1,14 @@
 //! Where a webhook is: its client configuration, and the addresses behind it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rand::seq::SliceRandom as _;
 use serde_json::Value;
 
+use crate::outbound::endpoints::{self, Behind, ServiceError};
+use crate::outbound::tls::Trust;
 use crate::registry::view::View;
 
 /// Endpoints that one call tries in turn.
@@ -21,12 +23,8 @@ pub enum TargetError {
     CaBundle(String),
     #[error("Unparsable URL: {0}")]
     Url(String),
-    #[error("service {0:?} not found")]
-    NoService(String),
-    #[error("no service port {port} found for service {service:?}")]
-    NoPort { service: String, port: u16 },
-    #[error("no endpoints available for service {0:?}")]
-    NoEndpoints(String),
+    #[error(transparent)]
+    Service(#[from] ServiceError),
     #[error("lookup {host}: {why}")]
     Lookup { host: String, why: String },
 }
@@ -38,8 +36,8 @@ pub struct Target {
     pub authority: String,
     /// Begins with a slash.
     pub path: String,
-    /// PEM; empty: the system's roots.
-    pub ca_bundle: Vec<u8>,
+    /// The configuration's CA bundle, or the system's roots without one.
+    pub trust: Trust,
     /// What the certificate has to be for.
     pub host: String,
     place: Place,
@@ -61,6 +59,7 @@ impl Target {
             Some(text) => STANDARD.decode(text).map_err(|error| TargetError::CaBundle(error.to_string()))?,
             None => Vec::new(),
         };
+        let trust = Trust::Bundle(ca_bundle);
         let service = &config["service"];
         if service.is_object() {
             let text = |field: &str| service[field].as_str().unwrap_or_default().to_owned();
@@ -71,7 +70,7 @@ impl Target {
             return Ok(Self {
                 authority: format!("{host}:{port}"),
                 path,
-                ca_bundle,
+                trust,
                 host,
                 place: Place::Service { namespace, name, port },
             });
@@ -85,7 +84,7 @@ impl Target {
         Ok(Self {
             authority: authority.as_str().to_owned(),
             path: uri.path().to_owned(),
-            ca_bundle,
+            trust,
             host,
             place: Place::Host { port },
         })
@@ -98,7 +97,7 @@ impl Target {
     pub async fn addresses(&self, view: &View) -> Result<Vec<SocketAddr>, TargetError> {
         let (host, port) = match &self.place {
             Place::Host { port } => (self.host.clone(), *port),
-            Place::Service { namespace, name, port } => match service(view, namespace, name, *port)? {
+            Place::Service { namespace, name, port } => match endpoints::resolve(view, namespace, name, *port)? {
                 Behind::Endpoints(mut found) => {
                     found.shuffle(&mut rand::rng());
                     found.truncate(ENDPOINTS_MAX);
@@ -116,42 +115,6 @@ impl Target {
         }
         Ok(found)
     }
-}
-
-/// What a Service leads to.
-enum Behind {
-    Endpoints(Vec<SocketAddr>),
-    /// An `ExternalName`.
-    Name(String),
-}
-
-fn service(view: &View, namespace: &str, name: &str, port: u16) -> Result<Behind, TargetError> {
-    let service = view.get("services", namespace, name).ok_or_else(|| TargetError::NoService(name.to_owned()))?;
-    if service["spec"]["type"] == "ExternalName" {
-        return Ok(Behind::Name(service["spec"]["externalName"].as_str().unwrap_or_default().to_owned()));
-    }
-    let ports = service["spec"]["ports"].as_array();
-    let entry = ports.and_then(|ports| ports.iter().find(|entry| entry["port"] == port));
-    let entry = entry.ok_or_else(|| TargetError::NoPort { service: name.to_owned(), port })?;
-    let port_name = entry["name"].as_str().unwrap_or_default();
-    let mut found = Vec::new();
-    for slice in view.list("endpointslices.discovery.k8s.io", namespace) {
-        if slice["metadata"]["labels"]["kubernetes.io/service-name"] != *name {
-            continue;
-        }
-        let ports = slice["ports"].as_array().into_iter().flatten();
-        let number = ports
-            .filter(|port| port["name"].as_str().unwrap_or_default() == port_name)
-            .find_map(|port| u16::try_from(port["port"].as_u64()?).ok());
-        let Some(number) = number else { continue };
-        let ready = slice["endpoints"].as_array().into_iter().flatten();
-        let ready = ready.filter(|endpoint| endpoint["conditions"]["ready"] != false);
-        found.extend(ready.filter_map(|endpoint| {
-            let ip: IpAddr = endpoint["addresses"][0].as_str()?.parse().ok()?;
-            Some(SocketAddr::new(ip, number))
-        }));
-    }
-    if found.is_empty() { Err(TargetError::NoEndpoints(name.to_owned())) } else { Ok(Behind::Endpoints(found)) }
 }
 
 #[cfg(test)]
@@ -172,7 +135,8 @@ mod tests {
     #[test]
     fn urls_are_https() {
         let target = Target::of(&json!({"url": "https://[::1]:9443/x", "caBundle": "QQ=="})).unwrap();
-        assert_eq!((&*target.host, &*target.path, &*target.ca_bundle), ("::1", "/x", b"A".as_slice()));
+        assert_eq!((&*target.host, &*target.path), ("::1", "/x"));
+        assert_eq!(target.trust, Trust::Bundle(b"A".to_vec()));
         assert!(Target::of(&json!({"url": "http://a/x"})).is_err() && Target::of(&json!({})).is_err());
     }
 }

@@ -19,7 +19,7 @@ const REASONS: [(&str, &str); 6] = [
     ("pod-eviction-timeout", "pods say themselves how long they stay: tolerationSeconds"),
     ("concurrent-*", "the number of workers is fixed"),
     ("cluster-signing-*", "the cluster's own authorities sign"),
-    ("horizontal-pod-autoscaler-*", "there is no such controller yet"),
+    ("horizontal-pod-autoscaler-*", "autoscalers are looked at as upstream does by default"),
     ("cluster-cidr", "use --cluster-cidr"),
 ];
 
