@@ -109,6 +109,7 @@ impl Settings {
             flannel_backend: args.flannel_backend.as_str().to_owned(),
             flannel_external_ip: args.flannel_external_ip,
             disable_kube_proxy: args.disable_kube_proxy,
+            disable_network_policy: args.disable_network_policy,
         };
         Ok(Self { args, node_name, node_ip, advertise, cluster, service_cidr, arguments, kubelet })
     }
@@ -506,6 +507,7 @@ impl OwnNode<'_> {
             kubelet: &self.settings.kubelet,
             client,
             informers: self.informers.clone(),
+            all_pods: self.informers.clone(),
             kubelet_certificate: Arc::clone(&self.certificates.kubelet),
             client_ca_pem: self.client_ca_pem.clone(),
         };

@@ -25,6 +25,9 @@ pub struct ClusterSettings {
     /// Services are somebody else's.
     #[serde(default)]
     pub disable_kube_proxy: bool,
+    /// Network policies are somebody else's, or nobody's.
+    #[serde(default)]
+    pub disable_network_policy: bool,
 }
 
 /// A setting in which a server differs from the cluster that it wants to join.
@@ -51,6 +54,11 @@ impl ClusterSettings {
             ("--flannel-backend", self.flannel_backend.clone(), cluster.flannel_backend.clone()),
             ("--flannel-external-ip", self.flannel_external_ip.to_string(), cluster.flannel_external_ip.to_string()),
             ("--disable-kube-proxy", self.disable_kube_proxy.to_string(), cluster.disable_kube_proxy.to_string()),
+            (
+                "--disable-network-policy",
+                self.disable_network_policy.to_string(),
+                cluster.disable_network_policy.to_string(),
+            ),
             ("--disable=coredns", dns(self.serve_dns), dns(cluster.serve_dns)),
         ];
         let differ = rows.into_iter().filter(|(_, ours, theirs)| ours != theirs);
@@ -70,6 +78,7 @@ pub(crate) fn sample() -> ClusterSettings {
         flannel_backend: "vxlan".to_owned(),
         flannel_external_ip: false,
         disable_kube_proxy: false,
+        disable_network_policy: false,
     }
 }
 

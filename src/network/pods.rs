@@ -16,7 +16,8 @@ use tokio::sync::{Mutex, watch};
 use crate::cidr::Cidr;
 use crate::iptables::{Iptables, IptablesError};
 use crate::netlink::{Netlink, NetlinkError};
-pub use attachment::{Attachment, HostPort, Protocol};
+use crate::policy::gate::{Gate, NotInForce};
+pub use attachment::{Attachment, HostPort, Owner, Protocol};
 use attachment::{AttachmentError, Attachments};
 pub use sandbox::{SandboxError, loopback_up};
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub mtu: u32,
     /// The addresses of all pods of the cluster: between them nothing is masqueraded.
     pub cluster_cidr: Cidr,
+    /// Holds pods back until the network policies about them are in force; `None` when there are to be none.
+    pub policies: Option<Gate>,
 }
 
 /// A sandbox that wants a network.
@@ -40,6 +43,7 @@ pub struct AddRequest {
     /// A bind mount of the sandbox's network namespace.
     pub netns: PathBuf,
     pub host_ports: Vec<HostPort>,
+    pub owner: Owner,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,8 @@ pub enum PodNetworkError {
     Iptables(#[from] IptablesError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Policies(#[from] NotInForce),
 }
 
 pub struct PodNetwork {
@@ -73,6 +79,9 @@ impl PodNetwork {
     pub fn open(config: Config) -> Result<Self, PodNetworkError> {
         let iptables = Iptables::find()?;
         let state = Attachments::load(config.run_dir.join("pods"))?;
+        if let Some(policies) = &config.policies {
+            state.all().for_each(|attachment| policies.attach(attachment));
+        }
         Ok(Self { config, iptables, pod_cidr: watch::Sender::new(None), state: Mutex::new(state) })
     }
 
@@ -137,6 +146,10 @@ impl PodNetwork {
         gateway: IpAddr,
         pod_cidr: Cidr,
     ) -> Result<(), PodNetworkError> {
+        if let Some(policies) = &self.config.policies {
+            policies.attach(attachment);
+            policies.covered(&attachment.owner.namespace).await?;
+        }
         let netlink = Netlink::open()?;
         let bridge = netlink.require(&self.config.bridge).await?;
         let peer = format!("p{}", &attachment.veth[1..]);
@@ -181,6 +194,9 @@ impl PodNetwork {
             rules::load_host_ports(&self.iptables, state.all().filter(|other| other.sandbox_id != sandbox_id)).await?;
         }
         state.forget(sandbox_id)?;
+        if let Some(policies) = &self.config.policies {
+            policies.detach(sandbox_id);
+        }
         Ok(())
     }
 

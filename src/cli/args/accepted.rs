@@ -59,9 +59,6 @@ pub struct ServerAccepted {
     /// There is no cloud controller: nodes know their own addresses
     #[arg(long, env = "MUSSEL_DISABLE_CLOUD_CONTROLLER", num_args = 0..=1, default_missing_value = "true")]
     pub disable_cloud_controller: Option<bool>,
-    /// Network policies are not enforced yet
-    #[arg(long, env = "MUSSEL_DISABLE_NETWORK_POLICY", num_args = 0..=1, default_missing_value = "true")]
-    pub disable_network_policy: Option<bool>,
     /// There is no Helm controller yet
     #[arg(long, env = "MUSSEL_DISABLE_HELM_CONTROLLER", num_args = 0..=1, default_missing_value = "true")]
     pub disable_helm_controller: Option<bool>,

@@ -176,6 +176,10 @@ pub struct ServerArgs {
     #[arg(long, env = "MUSSEL_DISABLE_KUBE_PROXY", num_args = 0..=1, default_value_t = false)]
     #[arg(default_missing_value = "true", help_heading = "Components")]
     pub disable_kube_proxy: bool,
+    /// Do not enforce network policies
+    #[arg(long, env = "MUSSEL_DISABLE_NETWORK_POLICY", num_args = 0..=1, default_value_t = false)]
+    #[arg(default_missing_value = "true", help_heading = "Components")]
+    pub disable_network_policy: bool,
     /// Leave scheduling to other servers
     #[arg(long, env = "MUSSEL_DISABLE_SCHEDULER", num_args = 0..=1, default_value_t = false)]
     #[arg(default_missing_value = "true", help_heading = "Components")]

@@ -13,7 +13,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use mussel_client::informer::Informer;
 use mussel_network::host;
 use mussel_network::iptables::Iptables;
-use mussel_network::pods::{AddRequest, Config, HostPort, PodNetwork, Protocol};
+use mussel_network::pods::{AddRequest, Config, HostPort, Owner, PodNetwork, Protocol};
 use mussel_network::proxy::{self, Proxy};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
@@ -27,12 +27,13 @@ fn network(dir: &tempfile::TempDir) -> PodNetwork {
         bridge: "cni0".to_owned(),
         mtu: 1500,
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+        policies: None,
     };
     PodNetwork::open(config).unwrap()
 }
 
 fn request(id: &str, sandbox: &Sandbox, host_ports: Vec<HostPort>) -> AddRequest {
-    AddRequest { sandbox_id: id.to_owned(), netns: sandbox.path(), host_ports }
+    AddRequest { sandbox_id: id.to_owned(), netns: sandbox.path(), host_ports, owner: Owner::default() }
 }
 
 #[test]
