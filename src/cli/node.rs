@@ -164,6 +164,7 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
             node_name: config.node_name.clone(),
             cluster_cidr,
             local_addresses: dns.into_iter().collect(),
+            node_addresses: [config.node_ip].into_iter().chain(config.args.node_external_ip).collect(),
             iptables: pods.iptables().clone(),
         },
         config.informers.of(),

@@ -38,6 +38,9 @@ pub struct Config {
     pub cluster_cidr: Cidr,
     /// Service addresses that this machine itself answers on (the cluster DNS); they get no rules.
     pub local_addresses: BTreeSet<IpAddr>,
+    /// The node's own. A load balancer that is this node answers on all of them, because packets to an external address may
+    /// arrive with the internal one.
+    pub node_addresses: Vec<IpAddr>,
     pub iptables: Iptables,
 }
 
@@ -52,7 +55,11 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn new(config: Config, services: Informer<Service>, slices: Informer<EndpointSlice>) -> Self {
-        let settings = plan::Settings { node_name: config.node_name, local_addresses: config.local_addresses };
+        let settings = plan::Settings {
+            node_name: config.node_name,
+            local_addresses: config.local_addresses,
+            node_addresses: config.node_addresses,
+        };
         Self {
             settings,
             services,

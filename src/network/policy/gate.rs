@@ -90,7 +90,10 @@ impl Gate {
         let wanted = self.0.attached.borrow().change;
         if time::timeout(WAIT_MAX, self.0.policies.synced()).await.is_err() {
             // A node that has ever heard of policies knows them from its disk.
-            tracing::warn!(namespace, "no server has told yet whether there are network policies; starting a pod without");
+            tracing::warn!(
+                namespace,
+                "no server has told yet whether there are network policies; starting a pod without"
+            );
             return Ok(());
         }
         if self.0.policies.list_in(namespace).is_empty() {

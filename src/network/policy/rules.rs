@@ -79,8 +79,7 @@ impl Writer<'_> {
         let names: Vec<&str> = rules.iter().map(|(chain, _)| chain.as_str()).collect();
         let kind = name("MUSSEL-NPC-", &format!("{direction:?} {}", names.join(" ")));
         if !self.chains.contains_key(&kind) {
-            let mut lines: Vec<String> =
-                rules.iter().map(|(chain, comment)| format!("{comment} -j {chain}")).collect();
+            let mut lines: Vec<String> = rules.iter().map(|(chain, comment)| format!("{comment} -j {chain}")).collect();
             lines.extend([DROP.to_owned(), CLEAR.to_owned()]);
             self.chains.insert(kind.clone(), lines);
         }
@@ -93,14 +92,13 @@ impl Writer<'_> {
         if direction == Direction::Ingress {
             for port in rules.iter().flat_map(|rule| &rule.ports) {
                 if let PortNumber::Named(wanted) = &port.number {
-                    numbers.extend(pod.ports.iter().filter(|(name, protocol, _)| {
-                        name == wanted && *protocol == port.protocol
-                    }));
+                    numbers.extend(
+                        pod.ports.iter().filter(|(name, protocol, _)| name == wanted && *protocol == port.protocol),
+                    );
                 }
             }
         }
-        let chain =
-            name("MUSSEL-NPR-", &format!("{direction:?} {}/{} {numbers:?}", policy.namespace, policy.name));
+        let chain = name("MUSSEL-NPR-", &format!("{direction:?} {}/{} {numbers:?}", policy.namespace, policy.name));
         if self.chains.contains_key(&chain) {
             return chain;
         }
@@ -124,7 +122,11 @@ impl Writer<'_> {
                         for (_, protocol, number) in
                             numbers.iter().filter(|(name, protocol, _)| name == wanted && *protocol == port.protocol)
                         {
-                            push(&mut self.chains, &chain, format!("{} {verdict}", to_port(protocol, *number, *number)));
+                            push(
+                                &mut self.chains,
+                                &chain,
+                                format!("{} {verdict}", to_port(protocol, *number, *number)),
+                            );
                         }
                     }
                     (PortNumber::Named(wanted), Direction::Egress) => {
@@ -143,8 +145,8 @@ impl Writer<'_> {
     fn named(&mut self, policy: &Policy, rule: &Rule, port: &Port, wanted: &str) -> BTreeMap<u16, String> {
         let mut by_number: BTreeMap<u16, Vec<Ipv4Addr>> = BTreeMap::new();
         for pod in self.pods {
-            let is_peer = rule.peers.is_empty()
-                || rule.peers.iter().any(|peer| peer.is(pod, &policy.namespace, self.namespaces));
+            let is_peer =
+                rule.peers.is_empty() || rule.peers.iter().any(|peer| peer.is(pod, &policy.namespace, self.namespaces));
             let number = pod.ports.iter().find(|(name, protocol, _)| name == wanted && *protocol == port.protocol);
             if let (true, Some((_, _, number))) = (is_peer, number) {
                 by_number.entry(*number).or_default().push(pod.ip);
@@ -182,8 +184,7 @@ impl Writer<'_> {
             self.chains.insert(block.clone(), inside);
             rules.push(format!("{flag} {cidr} -j {block}"));
         }
-        let meant =
-            |pod: &&Pod| peers.iter().any(|peer| peer.is(pod, &policy.namespace, self.namespaces));
+        let meant = |pod: &&Pod| peers.iter().any(|peer| peer.is(pod, &policy.namespace, self.namespaces));
         rules.extend(self.pods.iter().filter(meant).map(|pod| format!("{flag} {}/32 {PASS}", pod.ip)));
         self.chains.insert(chain.clone(), rules);
         chain

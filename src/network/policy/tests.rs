@@ -179,7 +179,9 @@ fn peers_are_pods_of_namespaces_or_blocks_of_addresses() {
     );
     // What one block leaves out, another peer may let in.
     check(
-        with(json!([{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["192.0.2.0/24"]}}, {"ipBlock": {"cidr": "192.0.2.7/32"}}])),
+        with(
+            json!([{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["192.0.2.0/24"]}}, {"ipBlock": {"cidr": "192.0.2.7/32"}}]),
+        ),
         &[(OUTSIDE, WEB, "tcp", 1, true), ("192.0.2.8", WEB, "tcp", 1, false), (STRANGER, WEB, "tcp", 1, true)],
     );
     // There are no such addresses here: this is for nobody, and not for everybody.
@@ -210,7 +212,8 @@ fn ports_have_numbers_ranges_protocols_and_names() {
             (CLIENT, DB, "tcp", 80, false),
         ],
     );
-    let out = json!([{"to": [{"podSelector": {}}, {"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": "http"}]}]);
+    let out =
+        json!([{"to": [{"podSelector": {}}, {"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": "http"}]}]);
     check(
         vec![policy("p", json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": out}))],
         &[

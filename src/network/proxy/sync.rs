@@ -44,7 +44,8 @@ impl Loader {
 
     /// Replaces everything of ours, and removes what an earlier process left that is no longer wanted.
     async fn load_all(&self, desired: &Tables) -> Result<(), IptablesError> {
-        let ours = async |table| Ok::<Chains, IptablesError>(present(&self.iptables.save(table).await?, &OWNED_PREFIXES));
+        let ours =
+            async |table| Ok::<Chains, IptablesError>(present(&self.iptables.save(table).await?, &OWNED_PREFIXES));
         let present = Tables { nat: ours("nat").await?, filter: ours("filter").await? };
         let text =
             [difference("nat", &desired.nat, &present.nat), difference("filter", &desired.filter, &present.filter)];

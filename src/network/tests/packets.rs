@@ -91,6 +91,7 @@ async fn with_proxy(services: Vec<Value>, slices: Vec<Value>, check: impl FnOnce
         node_name: "a".to_owned(),
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         local_addresses: Default::default(),
+        node_addresses: Vec::new(),
         iptables: Iptables::find().unwrap(),
     };
     let proxy = Proxy::new(config, objects::<Service>(services), objects::<EndpointSlice>(slices));
