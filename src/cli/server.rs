@@ -48,7 +48,9 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
 const NODE_CIDR_MASK: u8 = 24;
 /// Names for `--disable` of parts that k3s brings as manifests and mussel has built in or not at all.
 const COREDNS: &str = "coredns";
-const DISABLEABLE: [&str; 6] = [COREDNS, "servicelb", "traefik", "local-storage", "metrics-server", "runtimes"];
+const SERVICE_LB: &str = "servicelb";
+const LOCAL_STORAGE: &str = "local-storage";
+const DISABLEABLE: [&str; 6] = [COREDNS, SERVICE_LB, "traefik", LOCAL_STORAGE, "metrics-server", "runtimes"];
 
 pub fn main(args: ServerArgs) -> anyhow::Result<()> {
     preflight::root()?;
@@ -402,7 +404,12 @@ async fn start(
         node_monitor_grace_period: given.node_monitor_grace_period,
         terminated_pods_max: given.terminated_pods_max,
         cluster_domain: args.cluster_domain.clone(),
+        service_lb: mussel_controllers::service_lb::Config {
+            enabled: !args.disable.iter().any(|part| part == SERVICE_LB),
+            reserved: vec![args.https_listen_port, node::KUBELET_PORT],
+        },
         root_ca_pem: ca_pem.clone(),
+        local_storage: !args.disable.iter().any(|part| part == LOCAL_STORAGE),
     };
     let clients = api.clone();
     let clients = Arc::new(move |controller: &str| clients.controller_client(controller));
@@ -600,5 +607,10 @@ async fn renew(pki: Arc<Pki>, certificates: Certificates, mut settings: Settings
 fn bundled(settings: &Settings) -> Vec<Bundled> {
     let dns =
         include_str!("manifests/coredns.yaml").replace("%CLUSTER_DNS%", &settings.cluster.cluster_dns.to_string());
-    vec![Bundled { name: COREDNS, content: dns }]
+    let root = settings.args.default_local_storage_path.clone();
+    let root = root.unwrap_or_else(|| settings.args.node.local.data_dir.join("storage"));
+    // Within a block of YAML, as JSON: any path may stand there.
+    let root = serde_json::json!(root.to_string_lossy()).to_string();
+    let storage = include_str!("manifests/local-storage.yaml").replace("%DEFAULT_LOCAL_STORAGE_PATH%", &root);
+    vec![Bundled { name: COREDNS, content: dns }, Bundled { name: LOCAL_STORAGE, content: storage }]
 }

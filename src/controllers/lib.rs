@@ -30,6 +30,7 @@ mod expectations;
 mod garbage;
 mod hash;
 mod job;
+mod local_path;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -41,6 +42,7 @@ mod replica_set;
 mod resource_quota;
 mod revision;
 mod service_account;
+pub mod service_lb;
 mod stateful_set;
 
 pub use node_lifecycle::GRACE_PERIOD as NODE_MONITOR_GRACE_PERIOD;
@@ -71,6 +73,9 @@ pub struct Config {
     /// So many finished Pods are kept.
     pub terminated_pods_max: usize,
     pub cluster_domain: String,
+    pub service_lb: service_lb::Config,
+    /// Volumes of the class local-path are made.
+    pub local_storage: bool,
     /// What pods verify the API server with; published to every namespace.
     pub root_ca_pem: String,
 }
@@ -127,6 +132,7 @@ async fn lead(context: Context, term: CancellationToken) {
     start("endpoint-controller", |c, t| endpoints::run(c, t).boxed());
     start("endpointslice-controller", |c, t| endpoint_slice::run(c, t).boxed());
     start("job-controller", |c, t| job::run(c, t).boxed());
+    start("local-path-provisioner", |c, t| local_path::run(c, t).boxed());
     start("namespace-controller", |c, t| namespace::run(c, t).boxed());
     start("node-controller", |c, t| node_ipam::run(c, t).boxed());
     start("node-controller", |c, t| node_lifecycle::run(c, t).boxed());
@@ -135,6 +141,7 @@ async fn lead(context: Context, term: CancellationToken) {
     start("replicaset-controller", |c, t| replica_set::run_replica_sets(c, t).boxed());
     start("replication-controller", |c, t| replica_set::run_replication_controllers(c, t).boxed());
     start("service-account-controller", |c, t| service_account::run(c, t).boxed());
+    start("service-controller", |c, t| service_lb::run(c, t).boxed());
     start("statefulset-controller", |c, t| stateful_set::run(c, t).boxed());
     let census = Census::default();
     for (name, running) in [
