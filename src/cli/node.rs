@@ -152,7 +152,7 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
                 iptables: pods.iptables().clone(),
                 informers: config.all_pods.clone(),
                 gate,
-                kept_namespaces: folders.agent.join("network/namespaces.json"),
+                kept_dir: folders.agent.join("network"),
             });
             parts.start_infallible("network policies", |stop| enforcer.run(stop));
         }

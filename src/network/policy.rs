@@ -5,6 +5,7 @@
 //! in force while mussel is away.
 
 pub mod gate;
+mod kept;
 pub mod plan;
 pub mod rules;
 
@@ -46,8 +47,8 @@ pub struct Config {
     /// They must be able to read all Pods, Namespaces and NetworkPolicies.
     pub informers: Informers,
     pub gate: Gate,
-    /// Namespaces are kept here for a start without a server.
-    pub kept_namespaces: PathBuf,
+    /// Namespaces, and what matters of pods, are kept in this folder for a start without a server.
+    pub kept_dir: PathBuf,
 }
 
 pub struct Enforcer {
@@ -100,6 +101,7 @@ impl Enforcer {
             }
             attached.mark_unchanged();
             let next_check = self.pass(others.as_ref()).await;
+            let mut is_late = false;
             let wakes = async {
                 match others.as_mut() {
                     Some(others) if !self.policies.is_empty() => tokio::select! {
@@ -116,7 +118,13 @@ impl Enforcer {
                 // Cancel-safe: a change that was not taken stays in its stream.
                 change = changes.next() => if change.is_none() { stop.cancelled().await },
                 () = wakes => {}
-                () = time::sleep(next_check.unwrap_or_default()), if next_check.is_some() => self.loaded = Loaded::Unknown,
+                () = time::sleep(next_check.unwrap_or_default()), if next_check.is_some() => is_late = true,
+            }
+            if is_late {
+                self.loaded = Loaded::Unknown;
+                if let Some(others) = &others {
+                    self.keep(others);
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -129,7 +137,14 @@ impl Enforcer {
             }
         }
         if let Some(others) = others {
+            self.keep(&others);
             others.end().await;
+        }
+    }
+
+    fn keep(&self, others: &Others) {
+        if others.are_synced() {
+            kept::store(&self.config.kept_dir, &others.pods.list());
         }
     }
 
@@ -140,7 +155,12 @@ impl Enforcer {
         let done = match others.filter(|_| !policies.is_empty()) {
             None => self.clear().await,
             Some(others) => {
-                let mut pods = plan::pods(&self.config.node_name, &others.pods.list(), &attached.pods);
+                // Of this node's pods the sandboxes tell.
+                let objects = match others.pods.is_synced() {
+                    true => others.pods.list(),
+                    false => kept::load(&self.config.kept_dir, &self.config.node_name),
+                };
+                let mut pods = plan::pods(&self.config.node_name, &objects, &attached.pods);
                 pods.extend(self.config.dns.iter().filter_map(|ip| dns(*ip)));
                 let namespaces = plan::namespaces(&others.namespaces.list());
                 let desired = rules::chains(&plan::policies(&policies), &pods, &namespaces);
@@ -235,7 +255,7 @@ struct Others {
 impl Others {
     fn follow(config: &Config, stop: &CancellationToken) -> Self {
         let (pods, namespaces) = (config.informers.of::<Pod>(), config.informers.of::<Namespace>());
-        let keeping = tokio::spawn(keep(namespaces.clone(), config.kept_namespaces.clone(), stop.clone()));
+        let keeping = tokio::spawn(keep(namespaces.clone(), config.kept_dir.join("namespaces.json"), stop.clone()));
         Self { pod_changes: pods.changes(), namespace_changes: namespaces.changes(), pods, namespaces, keeping }
     }
 

@@ -174,18 +174,56 @@ class Policies(Crossing):
             return [line.split("[")[0] for line in text.splitlines() if not line.startswith("#")]
         wait_for("the table as it was", lambda: lines(self.saved()) == lines(before), 20)
 
+    def test_a_machine_that_boots_without_a_server_keeps_its_policies(self):
+        agent, server = self.c.agents[0], self.c.first
+        self.policy("far", ingress=[{"from": [{"podSelector": {"matchLabels": {"app": "far"}}}]}])
+        self.becomes(False, "near", self.web)
+        # A stop writes what is known.
+        agent.stop()
+        server.stop()
+        agent.power_cut()
+        agent.boot()
+        agent.start(ready=False)
+
+        def served():
+            """Addresses of this node that answer the node itself: the pods are back, with other addresses."""
+            prefix = self.web.rsplit(".", 1)[0]
+            script = f"for i in $(seq 2 12); do curl -s -m 1 http://{prefix}.$i/cgi-bin/who || true; done"
+            answers = {line.split(" ")[0] for line in agent.sh(script, timeout=60).split("\n")}
+            return {"web", "near"} <= answers
+        wait_for("the pods to be back", served, 90)
+        prefix = self.web.rsplit(".", 1)[0]
+        address = {}
+        for i in range(2, 13):
+            who = agent.sh(f"curl -s -m 1 http://{prefix}.{i}/cgi-bin/who || true", timeout=20).split(" ")[0]
+            address[who] = f"{prefix}.{i}"
+        asked = self.in_pod(agent, address["near"], f"curl -s -m 2 http://{address['web']}/cgi-bin/who && echo yes || echo no")
+        self.assertTrue(asked.endswith("no"), asked)
+        # The other node's pods run on, and are known.
+        asked = self.in_pod(server, self.far, f"curl -s -m 2 http://{address['web']}/cgi-bin/who && echo yes || echo no")
+        self.assertTrue(asked.endswith("yes"), asked)
+        server.start(ready=False)
+        self.c.wait_node(server)
+        self.c.wait_node(agent)
+        type(self).web = wait_for("news of the pod", lambda: self.m.pod("web")["status"]["podIP"] == address["web"]
+                                  and address["web"], 60)
+        self.assertFalse(self.reaches("near", self.web))
+        self.becomes(True, "far", self.web)
+
+    def in_pod(self, machine, address, script):
+        """Runs a script in the network of the pod with this address, when no kubelet is there to do it."""
+        return machine.sh(f"""
+            for ns in {machine.run_dir}/netns/*; do
+                nsenter --net=$ns ip -4 addr | grep -q 'inet {address}/' || continue
+                nsenter --net=$ns sh -c "{script}"
+            done""").strip()
+
     def from_near(self, agent):
         """As `reaches` from the pod near, when no kubelet answers: in the pod's own network."""
         near = self.m.pod("near")["status"]["podIP"]
-        script = f"""
-            for ns in {agent.run_dir}/netns/*; do
-                nsenter --net=$ns ip -4 addr | grep -q 'inet {near}/' || continue
-                nsenter --net=$ns curl -s -m 2 -o /dev/null http://{self.web}:80/cgi-bin/who && echo yes || true
-                echo asked
-            done"""
-        out = agent.sh(script)
-        self.assertIn("asked", out)
-        return "yes" in out
+        out = self.in_pod(agent, near, f"curl -s -m 2 -o /dev/null http://{self.web}/cgi-bin/who && echo yes || echo no")
+        self.assertIn(out, ("yes", "no"))
+        return out == "yes"
 
 
 class Disabled(lab.ClusterCase):
