@@ -174,7 +174,7 @@ impl Controller {
         let left: Vec<String> = finalizers.filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
         // A class means that the addresses are, or will be, somebody else's.
         let clear = given.iter().all(known);
-        self.patch(service, &left, clear.then(|| json!(null))).await
+        self.patch(service, &left, clear.then_some(serde_json::Value::Null)).await
     }
 
     async fn patch(

@@ -119,3 +119,55 @@ impl Gate {
         self.0.in_force.send_replace(change);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pods::Owner;
+
+    fn gate() -> Gate {
+        let policy = json!({"metadata": {"name": "deny", "namespace": "a"}, "spec": {"podSelector": {}}});
+        Gate::new(Informer::fixed([serde_json::from_value(policy).unwrap()]))
+    }
+
+    fn attachment(namespace: &str, sandbox_id: &str) -> Attachment {
+        Attachment {
+            sandbox_id: sandbox_id.to_owned(),
+            ip: "10.42.0.2".parse().unwrap(),
+            mac: String::new(),
+            veth: String::new(),
+            host_ports: Vec::new(),
+            owner: Owner { namespace: namespace.to_owned(), ..Owner::default() },
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_waits_for_the_rules_about_it() {
+        let gate = gate();
+        gate.attach(&attachment("b", "b"));
+        gate.covered("b").await.unwrap();
+        gate.attach(&attachment("a", "a"));
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.covered("a").await }
+        });
+        // Rules of before the pod was attached are not enough.
+        gate.set_in_force(Some(1));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        gate.set_in_force(Some(gate.attached().change));
+        waiting.await.unwrap().unwrap();
+        gate.detach("a");
+        assert_eq!(gate.attached().pods.keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rather_no_pod_than_one_without_its_policies() {
+        let gate = gate();
+        gate.attach(&attachment("a", "a"));
+        let refused = gate.covered("a").await.unwrap_err();
+        assert_eq!(refused.to_string(), "the network policies of namespace a are not in force yet");
+    }
+}
