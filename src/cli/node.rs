@@ -22,6 +22,7 @@ use mussel_network::backend::Backend;
 use mussel_network::cidr::Cidr;
 use mussel_network::cni::{self, Cni};
 use mussel_network::host;
+use mussel_network::lent::LentPorts;
 use mussel_network::peers::{self, Peers};
 use mussel_network::pods::PodNetwork;
 use mussel_network::policy::gate::Gate;
@@ -98,11 +99,13 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
     let uplink =
         Uplink::find(config.args.flannel_iface.as_deref(), config.node_ip).await.context("find the node's uplink")?;
     let policies = (!config.cluster.disable_network_policy).then(|| Gate::new(config.all_pods.of()));
+    let lent_ports = LentPorts::default();
     let pods = PodNetwork::open(mussel_network::pods::Config {
         run_dir: folders.run.join("network"),
         bridge: BRIDGE.to_owned(),
         mtu: backend.pod_mtu(uplink.mtu, uplink.ip),
         cluster_cidr,
+        lent_ports: lent_ports.clone(),
         policies: policies.clone(),
     })?;
     let pods = Arc::new(pods);
@@ -164,6 +167,7 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
             node_name: config.node_name.clone(),
             cluster_cidr,
             local_addresses: dns.into_iter().collect(),
+            lent_ports,
             node_addresses: [config.node_ip].into_iter().chain(config.args.node_external_ip).collect(),
             iptables: pods.iptables().clone(),
         },

@@ -14,6 +14,7 @@ pub mod cni;
 mod ethtool;
 pub mod host;
 pub mod iptables;
+pub mod lent;
 mod mac;
 mod netlink;
 pub mod peers;

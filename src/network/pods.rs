@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::cidr::Cidr;
 use crate::iptables::{Iptables, IptablesError};
+use crate::lent::LentPorts;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::policy::gate::{Gate, NotInForce};
 pub use attachment::{Attachment, HostPort, Owner, Protocol};
@@ -32,6 +33,8 @@ pub struct Config {
     pub mtu: u32,
     /// The addresses of all pods of the cluster: between them nothing is masqueraded.
     pub cluster_cidr: Cidr,
+    /// Ports that load balancers have.
+    pub lent_ports: LentPorts,
     /// Holds pods back until the network policies about them are in force; `None` when there are to be none.
     pub policies: Option<Gate>,
 }
@@ -54,6 +57,8 @@ pub enum PodNetworkError {
     PodCidrExhausted { pod_cidr: Cidr },
     #[error("host port {port} is taken by sandbox {by}")]
     HostPortTaken { port: u16, by: String },
+    #[error("host port {port} is taken by the load balancer of service {service}")]
+    HostPortLent { port: u16, service: String },
     #[error(transparent)]
     Attachment(#[from] AttachmentError),
     #[error(transparent)]
@@ -124,6 +129,9 @@ impl PodNetwork {
             }
             if let Some((port, by)) = state.host_port_clash(&request.host_ports) {
                 return Err(PodNetworkError::HostPortTaken { port, by });
+            }
+            if let Some((port, service)) = self.config.lent_ports.clash(&request.host_ports) {
+                return Err(PodNetworkError::HostPortLent { port, service });
             }
             state.lease(request, pod_cidr)?
         };

@@ -124,6 +124,14 @@ class LoadBalancers(Crossing):
         self.addCleanup(self.m.kubectl, "delete", "pod", "held", "--wait=true", timeout=60)
         self.service("held", 8085)
         self.gets("held", self.server)
+        # Nor does a pod get a port that a Service has.
+        self.m.run_pod("late", spec={"nodeName": self.server.name}, wait=False,
+                       container={"ports": [{"containerPort": 80, "hostPort": 8085}]})
+        self.addCleanup(self.m.kubectl, "delete", "pod", "late", "--wait=true", timeout=60)
+        wait_for("word of the clash", lambda: "host port 8085 is taken by the load balancer of service default/held"
+                 in self.m.out("get", "events", "--field-selector", "involvedObject.name=late"), 30)
+        self.m.kubectl("delete", "service", "held", timeout=30)
+        self.m.wait("pod/late", "condition=Ready", 60)
         self.service("classy", 8086, loadBalancerClass="example.com/lb")
         self.service("after", 8087)
         self.gets("after", self.server, self.agent)

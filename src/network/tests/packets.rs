@@ -27,6 +27,7 @@ fn network(dir: &tempfile::TempDir) -> PodNetwork {
         bridge: "cni0".to_owned(),
         mtu: 1500,
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+        lent_ports: Default::default(),
         policies: None,
     };
     PodNetwork::open(config).unwrap()
@@ -92,6 +93,7 @@ async fn with_proxy(services: Vec<Value>, slices: Vec<Value>, check: impl FnOnce
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         local_addresses: Default::default(),
         node_addresses: Vec::new(),
+        lent_ports: Default::default(),
         iptables: Iptables::find().unwrap(),
     };
     let proxy = Proxy::new(config, objects::<Service>(services), objects::<EndpointSlice>(slices));

@@ -118,6 +118,7 @@ impl TestNode {
                     bridge: "cni0".to_owned(),
                     mtu: backend.pod_mtu(uplink.mtu, uplink.ip),
                     cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+                    lent_ports: Default::default(),
                     policies: None,
                 });
                 let pods = pods.unwrap();
