@@ -112,6 +112,7 @@ impl Settings {
             flannel_external_ip: args.flannel_external_ip,
             disable_kube_proxy: args.disable_kube_proxy,
             disable_network_policy: args.disable_network_policy,
+            disable_service_lb: args.disable.iter().any(|part| part == SERVICE_LB),
         };
         Ok(Self { args, node_name, node_ip, advertise, cluster, service_cidr, arguments, kubelet })
     }
@@ -405,7 +406,7 @@ async fn start(
         terminated_pods_max: given.terminated_pods_max,
         cluster_domain: args.cluster_domain.clone(),
         service_lb: mussel_controllers::service_lb::Config {
-            enabled: !args.disable.iter().any(|part| part == SERVICE_LB),
+            enabled: !settings.cluster.disable_service_lb,
             reserved: vec![args.https_listen_port, node::KUBELET_PORT],
         },
         root_ca_pem: ca_pem.clone(),

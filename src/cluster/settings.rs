@@ -28,6 +28,9 @@ pub struct ClusterSettings {
     /// Network policies are somebody else's, or nobody's.
     #[serde(default)]
     pub disable_network_policy: bool,
+    /// Services of type LoadBalancer are somebody else's. Whichever server leads decides, so all must agree.
+    #[serde(default)]
+    pub disable_service_lb: bool,
 }
 
 /// A setting in which a server differs from the cluster that it wants to join.
@@ -45,6 +48,7 @@ impl ClusterSettings {
     pub fn differences(&self, cluster: &Self) -> Vec<Difference> {
         let range = |(first, last): (u16, u16)| format!("{first}-{last}");
         let dns = |serve: bool| if serve { "served" } else { "disabled" }.to_owned();
+        let service_lb = |disabled: bool| if disabled { "disabled" } else { "enabled" }.to_owned();
         let rows = [
             ("--cluster-cidr", self.cluster_cidr.clone(), cluster.cluster_cidr.clone()),
             ("--service-cidr", self.service_cidr.clone(), cluster.service_cidr.clone()),
@@ -59,6 +63,7 @@ impl ClusterSettings {
                 self.disable_network_policy.to_string(),
                 cluster.disable_network_policy.to_string(),
             ),
+            ("--disable=servicelb", service_lb(self.disable_service_lb), service_lb(cluster.disable_service_lb)),
             ("--disable=coredns", dns(self.serve_dns), dns(cluster.serve_dns)),
         ];
         let differ = rows.into_iter().filter(|(_, ours, theirs)| ours != theirs);
@@ -79,6 +84,7 @@ pub(crate) fn sample() -> ClusterSettings {
         flannel_external_ip: false,
         disable_kube_proxy: false,
         disable_network_policy: false,
+        disable_service_lb: false,
     }
 }
 
