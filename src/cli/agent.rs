@@ -114,6 +114,8 @@ async fn start(
     let informers_stop = CancellationToken::new();
     let informers =
         Informers::with_other::<Pod>(over_cluster_tls(&local, &proxy_tls)?, client.clone(), informers_stop.clone());
+    // All pods, for network policies; read from the first policy on.
+    let all_pods = Informers::new(over_cluster_tls(&local, &proxy_tls)?, informers_stop.clone());
     parts.start_infallible("informers", |stop| async move {
         stop.cancelled().await;
         informers_stop.cancel();
@@ -143,6 +145,7 @@ async fn start(
         kubelet: kubelet_arguments,
         client,
         informers,
+        all_pods,
         kubelet_certificate: Arc::clone(&shown.serving),
         client_ca_pem: identity.client_ca_pem.clone().into_bytes(),
     };

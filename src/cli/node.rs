@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use mussel_apiserver::ServingCert;
 use mussel_client::event::EventType;
 use mussel_client::informer::kept::keep;
@@ -21,8 +22,11 @@ use mussel_network::backend::Backend;
 use mussel_network::cidr::Cidr;
 use mussel_network::cni::{self, Cni};
 use mussel_network::host;
+use mussel_network::lent::LentPorts;
 use mussel_network::peers::{self, Peers};
 use mussel_network::pods::PodNetwork;
+use mussel_network::policy::gate::Gate;
+use mussel_network::policy::{self, Enforcer};
 use mussel_network::proxy::{self, Proxy};
 use mussel_network::uplink::Uplink;
 use mussel_runtime::images::Images;
@@ -56,6 +60,7 @@ const INSTANCE_TYPE: &str = "node.kubernetes.io/instance-type";
 /// In the agent's folder: the node's range as it was last.
 const KEPT_POD_CIDR: &str = "network/pod-cidr";
 const KEPT_SERVICES: &str = "network/services.json";
+const KEPT_POLICIES: &str = "network/networkpolicies.json";
 const PODNET_RETRY: Duration = Duration::from_secs(2);
 
 pub struct NodeConfig<'a> {
@@ -67,6 +72,8 @@ pub struct NodeConfig<'a> {
     /// Acts as this node.
     pub client: kube::Client,
     pub informers: Informers,
+    /// May read the pods of other nodes as well.
+    pub all_pods: Informers,
     pub kubelet_certificate: Arc<ServingCert>,
     pub client_ca_pem: Vec<u8>,
 }
@@ -91,11 +98,15 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
     let backend: Backend = config.cluster.flannel_backend.parse().context("--flannel-backend")?;
     let uplink =
         Uplink::find(config.args.flannel_iface.as_deref(), config.node_ip).await.context("find the node's uplink")?;
+    let policies = (!config.cluster.disable_network_policy).then(|| Gate::new(config.all_pods.of()));
+    let lent_ports = LentPorts::default();
     let pods = PodNetwork::open(mussel_network::pods::Config {
         run_dir: folders.run.join("network"),
         bridge: BRIDGE.to_owned(),
         mtu: backend.pod_mtu(uplink.mtu, uplink.ip),
         cluster_cidr,
+        lent_ports: lent_ports.clone(),
+        policies: policies.clone(),
     })?;
     let pods = Arc::new(pods);
     let dns: Vec<IpAddr> = config.cluster.serve_dns.then_some(config.cluster.cluster_dns).into_iter().collect();
@@ -134,11 +145,30 @@ pub async fn start(config: NodeConfig<'_>, parts: &mut Parts) -> anyhow::Result<
         config.client.clone(),
     );
     parts.start_infallible("other nodes", |stop| peers.run(stop));
+    match policies {
+        Some(gate) => {
+            let (known, file) = (config.all_pods.of::<NetworkPolicy>(), folders.agent.join(KEPT_POLICIES));
+            parts.start_infallible("policies on disk", |stop| keep(known, file, stop));
+            let enforcer = Enforcer::new(policy::Config {
+                node_name: config.node_name.clone(),
+                dns: dns.clone(),
+                iptables: pods.iptables().clone(),
+                informers: config.all_pods.clone(),
+                gate,
+                kept_dir: folders.agent.join("network"),
+            });
+            parts.start_infallible("network policies", |stop| enforcer.run(stop));
+        }
+        // Of a time when they were to be enforced.
+        None => policy::remove(pods.iptables()).await.context("take the rules for network policies away")?,
+    }
     let proxy = Proxy::new(
         proxy::Config {
             node_name: config.node_name.clone(),
             cluster_cidr,
             local_addresses: dns.into_iter().collect(),
+            lent_ports,
+            node_addresses: [config.node_ip].into_iter().chain(config.args.node_external_ip).collect(),
             iptables: pods.iptables().clone(),
         },
         config.informers.of(),

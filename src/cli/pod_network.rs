@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mussel_network::cni::{self, Cni};
-use mussel_network::pods::{AddRequest, HostPort, PodNetwork, Protocol};
+use mussel_network::pods::{AddRequest, HostPort, Owner, PodNetwork, Protocol};
 use mussel_runtime::network::{self as wanted, PodNetworkError, PodNetworkRequest, PortMapping};
 
 use super::parts::chain;
@@ -18,6 +18,12 @@ impl wanted::PodNetwork for Adapter {
             sandbox_id: request.sandbox_id.clone(),
             netns: request.netns.clone(),
             host_ports: request.port_mappings.iter().filter_map(host_port).collect(),
+            owner: Owner {
+                namespace: request.pod_namespace.clone(),
+                name: request.pod_name.clone(),
+                uid: request.pod_uid.clone(),
+                labels: request.pod_labels.clone(),
+            },
         };
         let attachment = self.0.add(&request).await.map_err(|error| PodNetworkError(chain(&error)))?;
         Ok(vec![attachment.ip])

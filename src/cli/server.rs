@@ -50,8 +50,10 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
 const NODE_CIDR_MASK: u8 = 24;
 /// Names for `--disable` of parts that k3s brings as manifests and mussel has built in or not at all.
 const COREDNS: &str = "coredns";
+const SERVICE_LB: &str = "servicelb";
+const LOCAL_STORAGE: &str = "local-storage";
 const METRICS: &str = "metrics-server";
-const DISABLEABLE: [&str; 6] = [COREDNS, "servicelb", "traefik", "local-storage", METRICS, "runtimes"];
+const DISABLEABLE: [&str; 6] = [COREDNS, SERVICE_LB, "traefik", LOCAL_STORAGE, METRICS, "runtimes"];
 
 pub fn main(args: ServerArgs) -> anyhow::Result<()> {
     preflight::root()?;
@@ -112,6 +114,8 @@ impl Settings {
             flannel_backend: args.flannel_backend.as_str().to_owned(),
             flannel_external_ip: args.flannel_external_ip,
             disable_kube_proxy: args.disable_kube_proxy,
+            disable_network_policy: args.disable_network_policy,
+            disable_service_lb: args.disable.iter().any(|part| part == SERVICE_LB),
         };
         Ok(Self { args, node_name, node_ip, advertise, cluster, service_cidr, arguments, kubelet })
     }
@@ -408,9 +412,14 @@ async fn start(
         node_monitor_grace_period: given.node_monitor_grace_period,
         terminated_pods_max: given.terminated_pods_max,
         cluster_domain: args.cluster_domain.clone(),
+        service_lb: mussel_controllers::service_lb::Config {
+            enabled: !settings.cluster.disable_service_lb,
+            reserved: vec![args.https_listen_port, node::KUBELET_PORT],
+        },
         root_ca_pem: ca_pem.clone(),
         signer,
         signing_duration: given.signing_duration,
+        local_storage: !args.disable.iter().any(|part| part == LOCAL_STORAGE),
     };
     let clients = api.clone();
     let clients = Arc::new(move |controller: &str| clients.controller_client(controller));
@@ -515,6 +524,7 @@ impl OwnNode<'_> {
             kubelet: &self.settings.kubelet,
             client,
             informers: self.informers.clone(),
+            all_pods: self.informers.clone(),
             kubelet_certificate: Arc::clone(&self.certificates.kubelet),
             client_ca_pem: self.client_ca_pem.clone(),
         };
@@ -607,5 +617,10 @@ async fn renew(pki: Arc<Pki>, certificates: Certificates, mut settings: Settings
 fn bundled(settings: &Settings) -> Vec<Bundled> {
     let dns =
         include_str!("manifests/coredns.yaml").replace("%CLUSTER_DNS%", &settings.cluster.cluster_dns.to_string());
-    vec![Bundled { name: COREDNS, content: dns }]
+    let root = settings.args.default_local_storage_path.clone();
+    let root = root.unwrap_or_else(|| settings.args.node.local.data_dir.join("storage"));
+    // Within a block of YAML, as JSON: any path may stand there.
+    let root = serde_json::json!(root.to_string_lossy()).to_string();
+    let storage = include_str!("manifests/local-storage.yaml").replace("%DEFAULT_LOCAL_STORAGE_PATH%", &root);
+    vec![Bundled { name: COREDNS, content: dns }, Bundled { name: LOCAL_STORAGE, content: storage }]
 }

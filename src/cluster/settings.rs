@@ -25,6 +25,12 @@ pub struct ClusterSettings {
     /// Services are somebody else's.
     #[serde(default)]
     pub disable_kube_proxy: bool,
+    /// Network policies are somebody else's, or nobody's.
+    #[serde(default)]
+    pub disable_network_policy: bool,
+    /// Services of type LoadBalancer are somebody else's. Whichever server leads decides, so all must agree.
+    #[serde(default)]
+    pub disable_service_lb: bool,
 }
 
 /// A setting in which a server differs from the cluster that it wants to join.
@@ -42,6 +48,7 @@ impl ClusterSettings {
     pub fn differences(&self, cluster: &Self) -> Vec<Difference> {
         let range = |(first, last): (u16, u16)| format!("{first}-{last}");
         let dns = |serve: bool| if serve { "served" } else { "disabled" }.to_owned();
+        let service_lb = |disabled: bool| if disabled { "disabled" } else { "enabled" }.to_owned();
         let rows = [
             ("--cluster-cidr", self.cluster_cidr.clone(), cluster.cluster_cidr.clone()),
             ("--service-cidr", self.service_cidr.clone(), cluster.service_cidr.clone()),
@@ -51,6 +58,12 @@ impl ClusterSettings {
             ("--flannel-backend", self.flannel_backend.clone(), cluster.flannel_backend.clone()),
             ("--flannel-external-ip", self.flannel_external_ip.to_string(), cluster.flannel_external_ip.to_string()),
             ("--disable-kube-proxy", self.disable_kube_proxy.to_string(), cluster.disable_kube_proxy.to_string()),
+            (
+                "--disable-network-policy",
+                self.disable_network_policy.to_string(),
+                cluster.disable_network_policy.to_string(),
+            ),
+            ("--disable=servicelb", service_lb(self.disable_service_lb), service_lb(cluster.disable_service_lb)),
             ("--disable=coredns", dns(self.serve_dns), dns(cluster.serve_dns)),
         ];
         let differ = rows.into_iter().filter(|(_, ours, theirs)| ours != theirs);
@@ -70,6 +83,8 @@ pub(crate) fn sample() -> ClusterSettings {
         flannel_backend: "vxlan".to_owned(),
         flannel_external_ip: false,
         disable_kube_proxy: false,
+        disable_network_policy: false,
+        disable_service_lb: false,
     }
 }
 

@@ -32,6 +32,7 @@ mod garbage;
 mod hash;
 mod horizontal_pod_autoscaler;
 mod job;
+mod local_path;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -43,6 +44,7 @@ mod replica_set;
 mod resource_quota;
 mod revision;
 mod service_account;
+pub mod service_lb;
 mod stateful_set;
 
 pub use certificates::{Authority, SIGNING_DURATION, Signer};
@@ -74,6 +76,9 @@ pub struct Config {
     /// So many finished Pods are kept.
     pub terminated_pods_max: usize,
     pub cluster_domain: String,
+    pub service_lb: service_lb::Config,
+    /// Volumes of the class local-path are made.
+    pub local_storage: bool,
     /// What pods verify the API server with; published to every namespace.
     pub root_ca_pem: String,
     /// Signs certificates, for no longer than this.
@@ -135,6 +140,7 @@ async fn lead(context: Context, term: CancellationToken) {
     start("endpointslice-controller", |c, t| endpoint_slice::run(c, t).boxed());
     start("horizontal-pod-autoscaler", |c, t| horizontal_pod_autoscaler::run(c, t).boxed());
     start("job-controller", |c, t| job::run(c, t).boxed());
+    start("local-path-provisioner", |c, t| local_path::run(c, t).boxed());
     start("namespace-controller", |c, t| namespace::run(c, t).boxed());
     start("node-controller", |c, t| node_ipam::run(c, t).boxed());
     start("node-controller", |c, t| node_lifecycle::run(c, t).boxed());
@@ -143,6 +149,7 @@ async fn lead(context: Context, term: CancellationToken) {
     start("replicaset-controller", |c, t| replica_set::run_replica_sets(c, t).boxed());
     start("replication-controller", |c, t| replica_set::run_replication_controllers(c, t).boxed());
     start("service-account-controller", |c, t| service_account::run(c, t).boxed());
+    start("service-controller", |c, t| service_lb::run(c, t).boxed());
     start("statefulset-controller", |c, t| stateful_set::run(c, t).boxed());
     let census = Census::default();
     for (name, running) in [

@@ -15,8 +15,10 @@ use tokio::sync::{Mutex, watch};
 
 use crate::cidr::Cidr;
 use crate::iptables::{Iptables, IptablesError};
+use crate::lent::LentPorts;
 use crate::netlink::{Netlink, NetlinkError};
-pub use attachment::{Attachment, HostPort, Protocol};
+use crate::policy::gate::{Gate, NotInForce};
+pub use attachment::{Attachment, HostPort, Owner, Protocol};
 use attachment::{AttachmentError, Attachments};
 pub use sandbox::{SandboxError, loopback_up};
 
@@ -31,6 +33,10 @@ pub struct Config {
     pub mtu: u32,
     /// The addresses of all pods of the cluster: between them nothing is masqueraded.
     pub cluster_cidr: Cidr,
+    /// Ports that load balancers have.
+    pub lent_ports: LentPorts,
+    /// Holds pods back until the network policies about them are in force; `None` when there are to be none.
+    pub policies: Option<Gate>,
 }
 
 /// A sandbox that wants a network.
@@ -40,6 +46,7 @@ pub struct AddRequest {
     /// A bind mount of the sandbox's network namespace.
     pub netns: PathBuf,
     pub host_ports: Vec<HostPort>,
+    pub owner: Owner,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +57,8 @@ pub enum PodNetworkError {
     PodCidrExhausted { pod_cidr: Cidr },
     #[error("host port {port} is taken by sandbox {by}")]
     HostPortTaken { port: u16, by: String },
+    #[error("host port {port} is taken by the load balancer of service {service}")]
+    HostPortLent { port: u16, service: String },
     #[error(transparent)]
     Attachment(#[from] AttachmentError),
     #[error(transparent)]
@@ -58,6 +67,8 @@ pub enum PodNetworkError {
     Iptables(#[from] IptablesError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Policies(#[from] NotInForce),
 }
 
 pub struct PodNetwork {
@@ -73,6 +84,9 @@ impl PodNetwork {
     pub fn open(config: Config) -> Result<Self, PodNetworkError> {
         let iptables = Iptables::find()?;
         let state = Attachments::load(config.run_dir.join("pods"))?;
+        if let Some(policies) = &config.policies {
+            state.all().for_each(|attachment| policies.attach(attachment));
+        }
         Ok(Self { config, iptables, pod_cidr: watch::Sender::new(None), state: Mutex::new(state) })
     }
 
@@ -116,6 +130,9 @@ impl PodNetwork {
             if let Some((port, by)) = state.host_port_clash(&request.host_ports) {
                 return Err(PodNetworkError::HostPortTaken { port, by });
             }
+            if let Some((port, service)) = self.config.lent_ports.clash(&request.host_ports) {
+                return Err(PodNetworkError::HostPortLent { port, service });
+            }
             state.lease(request, pod_cidr)?
         };
         // Other sandboxes may come and go while this one's interface is made; only the rules are one at a time.
@@ -137,6 +154,10 @@ impl PodNetwork {
         gateway: IpAddr,
         pod_cidr: Cidr,
     ) -> Result<(), PodNetworkError> {
+        if let Some(policies) = &self.config.policies {
+            policies.attach(attachment);
+            policies.covered(&attachment.owner.namespace).await?;
+        }
         let netlink = Netlink::open()?;
         let bridge = netlink.require(&self.config.bridge).await?;
         let peer = format!("p{}", &attachment.veth[1..]);
@@ -181,6 +202,9 @@ impl PodNetwork {
             rules::load_host_ports(&self.iptables, state.all().filter(|other| other.sandbox_id != sandbox_id)).await?;
         }
         state.forget(sandbox_id)?;
+        if let Some(policies) = &self.config.policies {
+            policies.detach(sandbox_id);
+        }
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cidr::Cidr;
 use crate::iptables::Iptables;
+use crate::lent::LentPorts;
 use sync::Loader;
 
 /// Changes come in bursts (a rollout moves many endpoints); they are loaded together, at most this often.
@@ -38,6 +39,11 @@ pub struct Config {
     pub cluster_cidr: Cidr,
     /// Service addresses that this machine itself answers on (the cluster DNS); they get no rules.
     pub local_addresses: BTreeSet<IpAddr>,
+    /// The node's own. A load balancer that is this node answers on all of them, because packets to an external address may
+    /// arrive with the internal one.
+    pub node_addresses: Vec<IpAddr>,
+    /// Is told the ports of those load balancers.
+    pub lent_ports: LentPorts,
     pub iptables: Iptables,
 }
 
@@ -45,6 +51,7 @@ pub struct Proxy {
     settings: plan::Settings,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    lent_ports: LentPorts,
     loader: Loader,
     udp: conntrack::UdpFlows,
     health: health::HealthChecks,
@@ -52,11 +59,16 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn new(config: Config, services: Informer<Service>, slices: Informer<EndpointSlice>) -> Self {
-        let settings = plan::Settings { node_name: config.node_name, local_addresses: config.local_addresses };
+        let settings = plan::Settings {
+            node_name: config.node_name,
+            local_addresses: config.local_addresses,
+            node_addresses: config.node_addresses,
+        };
         Self {
             settings,
             services,
             slices,
+            lent_ports: config.lent_ports,
             loader: Loader::new(config.iptables, config.cluster_cidr),
             udp: conntrack::UdpFlows::default(),
             health: health::HealthChecks::default(),
@@ -98,6 +110,7 @@ impl Proxy {
         let (services, slices) = (self.services.list(), self.slices.list());
         self.health.set(health::wanted(&self.settings, &services, &slices)).await;
         let ports = plan::plan(&self.settings, &services, &slices);
+        self.lent_ports.set(&ports, &self.settings.node_addresses);
         match self.loader.load(&ports).await {
             Ok(()) => {
                 self.udp.clean(&ports).await;

@@ -1,5 +1,6 @@
 //! What sandboxes need of a pod network, shaped as CNI's ADD and DEL.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ pub struct PodNetworkRequest {
     pub pod_namespace: String,
     pub pod_name: String,
     pub pod_uid: String,
+    pub pod_labels: BTreeMap<String, String>,
     pub hostname: String,
     pub port_mappings: Vec<PortMapping>,
     /// What the caller of CRI last said in UpdateRuntimeConfig; empty when never.

@@ -163,6 +163,7 @@ impl Runtime {
             pod_namespace: metadata.namespace,
             pod_name: metadata.name,
             pod_uid: metadata.uid,
+            pod_labels: config.labels.into_iter().collect(),
             hostname: config.hostname,
             port_mappings: port_mappings.collect(),
             pod_cidr: self.0.pod_cidr.read().map(|cidr| cidr.clone()).unwrap_or_default(),

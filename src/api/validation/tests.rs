@@ -214,6 +214,23 @@ fn deployments() {
 }
 
 #[test]
+fn stateful_sets_mount_volumes_of_their_claims() {
+    let set = |mounted: &str| {
+        json!({"metadata": {"name": "db"}, "spec": {
+            "podManagementPolicy": "OrderedReady", "updateStrategy": {"type": "OnDelete"},
+            "selector": {"matchLabels": {"app": "db"}},
+            "template": {"metadata": {"labels": {"app": "db"}}, "spec": {
+                "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "containers": [{
+                    "name": "main", "image": "x", "imagePullPolicy": "Always", "terminationMessagePolicy": "File",
+                    "volumeMounts": [{"name": mounted, "mountPath": "/data"}]}]}},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}}]}})
+    };
+    assert_eq!(texts(super::workload::stateful_set_create(&set("data"))), Vec::<String>::new());
+    let errors = texts(super::workload::stateful_set_create(&set("other")));
+    assert_eq!(errors, ["spec.template.spec.containers[0].volumeMounts[0].name: Not found: \"other\""]);
+}
+
+#[test]
 fn services() {
     let service = |spec: Value| {
         let mut service = json!({"spec": spec});

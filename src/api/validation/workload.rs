@@ -1,6 +1,6 @@
 //! The kinds that keep pods running.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cursor::{Field, same};
 use super::pod::pod_template;
@@ -278,8 +278,26 @@ pub fn stateful_set_create(set: &Value) -> FieldErrors {
     if !service.is_zero() {
         errors.extend(service.each_invalid(names::is_dns1035_label(service.text())));
     }
-    errors.extend(selector_and_template(&spec, "statefulset", false));
+    let with_claims = with_claims(set);
+    errors.extend(selector_and_template(&Field::root(&with_claims).get("spec"), "statefulset", false));
     errors
+}
+
+/// The set with the volumes that its pods get from claims of their own, which its template may mount.
+fn with_claims(set: &Value) -> Value {
+    let mut set = set.clone();
+    let claims = set["spec"]["volumeClaimTemplates"].as_array().cloned().unwrap_or_default();
+    let Some(pod) = set.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut) else { return set };
+    // Last, so that the places of the others stay.
+    let volumes = pod.entry("volumes").or_insert(Value::Null);
+    let mut all = volumes.as_array().cloned().unwrap_or_default();
+    for name in claims.iter().filter_map(|claim| claim.pointer("/metadata/name")?.as_str()) {
+        if !all.iter().any(|volume| volume["name"] == name) {
+            all.push(json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+        }
+    }
+    *volumes = Value::Array(all);
+    set
 }
 
 pub fn stateful_set_update(new: &Value, old: &Value) -> FieldErrors {

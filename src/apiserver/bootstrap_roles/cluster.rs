@@ -80,6 +80,14 @@ pub(super) fn roles() -> Vec<RoleSpec> {
                 rule("list watch", "networking.k8s.io", "servicecidrs"),
             ],
         ),
+        // What a node enforces policies by; its kubelet may see no pods but its own.
+        role(
+            "system:mussel:network-policy",
+            vec![
+                rule("list watch", "core", "namespaces pods"),
+                rule("list watch", "networking.k8s.io", "networkpolicies"),
+            ],
+        ),
         role(
             "system:kubelet-api-admin",
             vec![
@@ -274,7 +282,7 @@ fn view() -> Vec<Rule> {
 }
 
 pub(super) fn bindings() -> Vec<(String, Vec<String>)> {
-    let table: [(&str, &[&str]); 12] = [
+    let table: [(&str, &[&str]); 13] = [
         ("cluster-admin", &["Group system:masters"]),
         ("system:monitoring", &["Group system:monitoring"]),
         ("system:discovery", &["Group system:authenticated"]),
@@ -282,6 +290,7 @@ pub(super) fn bindings() -> Vec<(String, Vec<String>)> {
         ("system:public-info-viewer", &["Group system:authenticated", "Group system:unauthenticated"]),
         ("system:service-account-issuer-discovery", &["Group system:serviceaccounts"]),
         ("system:node-proxier", &["User system:kube-proxy"]),
+        ("system:mussel:network-policy", &["User system:kube-proxy"]),
         ("system:kube-controller-manager", &["User system:kube-controller-manager"]),
         ("system:kube-dns", &["ServiceAccount kube-system/kube-dns"]),
         ("system:kube-scheduler", &["User system:kube-scheduler"]),

@@ -282,6 +282,19 @@ fn table() -> Vec<(&'static str, Vec<Rule>)> {
                 events(),
             ],
         ),
+        // Directories are made and removed by the kubelets of their nodes.
+        (
+            "local-path-provisioner",
+            vec![
+                rule("get list patch watch", "core", "persistentvolumeclaims"),
+                rule("create delete get list patch watch", "core", "persistentvolumes"),
+                rule("get", "core", "configmaps").named(&["local-path-config"]),
+                rule(READ, "core", "nodes"),
+                rule("create", "core", "nodes/proxy"),
+                rule(READ, "storage.k8s.io", "storageclasses"),
+                events(),
+            ],
+        ),
         (
             "service-controller",
             vec![

@@ -59,9 +59,6 @@ pub struct ServerAccepted {
     /// There is no cloud controller: nodes know their own addresses
     #[arg(long, env = "MUSSEL_DISABLE_CLOUD_CONTROLLER", num_args = 0..=1, default_missing_value = "true")]
     pub disable_cloud_controller: Option<bool>,
-    /// Network policies are not enforced yet
-    #[arg(long, env = "MUSSEL_DISABLE_NETWORK_POLICY", num_args = 0..=1, default_missing_value = "true")]
-    pub disable_network_policy: Option<bool>,
     /// There is no Helm controller yet
     #[arg(long, env = "MUSSEL_DISABLE_HELM_CONTROLLER", num_args = 0..=1, default_missing_value = "true")]
     pub disable_helm_controller: Option<bool>,
@@ -71,12 +68,9 @@ pub struct ServerAccepted {
     /// There is no Helm controller yet
     #[arg(long, env = "MUSSEL_HELM_CONTROLLER_ARG", value_name = "KEY=VALUE", action = ArgAction::Append)]
     pub helm_controller_arg: Vec<String>,
-    /// There is no load balancer yet
+    /// The load balancer needs no pods
     #[arg(long, env = "MUSSEL_SERVICELB_NAMESPACE", value_name = "NAMESPACE")]
     pub servicelb_namespace: Option<String>,
-    /// There is no local storage yet
-    #[arg(long, env = "MUSSEL_DEFAULT_LOCAL_STORAGE_PATH", value_name = "DIR")]
-    pub default_local_storage_path: Option<String>,
     /// No images are bundled
     #[arg(long, env = "MUSSEL_SYSTEM_DEFAULT_REGISTRY", value_name = "REGISTRY")]
     pub system_default_registry: Option<String>,
@@ -146,8 +140,7 @@ impl ServerAccepted {
         for (flag, given, why) in [
             ("helm-job-image", self.helm_job_image.is_some(), "there is no Helm controller yet"),
             ("helm-controller-arg", !self.helm_controller_arg.is_empty(), "there is no Helm controller yet"),
-            ("servicelb-namespace", self.servicelb_namespace.is_some(), "there is no load balancer yet"),
-            ("default-local-storage-path", self.default_local_storage_path.is_some(), "there is no local storage yet"),
+            ("servicelb-namespace", self.servicelb_namespace.is_some(), "the load balancer needs no pods"),
             ("system-default-registry", self.system_default_registry.is_some(), "no images are bundled"),
             ("embedded-registry", on(self.embedded_registry), "there is no mirror among nodes yet"),
             (

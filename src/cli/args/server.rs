@@ -153,9 +153,12 @@ pub struct ServerArgs {
     #[arg(long, env = "MUSSEL_SECRETS_ENCRYPTION_PROVIDER", default_value = "aesgcm", value_parser = ["aesgcm"])]
     #[arg(value_name = "PROVIDER", help_heading = "Cluster")]
     pub secrets_encryption_provider: String,
-    /// Leave out bundled parts (coredns, and the file name of any manifest)
+    /// Leave out bundled parts (coredns, servicelb, local-storage, and the file name of any manifest)
     #[arg(long, env = "MUSSEL_DISABLE", value_delimiter = ',', value_name = "PART", help_heading = "Components")]
     pub disable: Vec<String>,
+    /// Folder of volumes of the class local-path, on every node (default: <data-dir>/storage)
+    #[arg(long, env = "MUSSEL_DEFAULT_LOCAL_STORAGE_PATH", value_name = "DIR", help_heading = "Components")]
+    pub default_local_storage_path: Option<PathBuf>,
     /// Do not run a node on this machine
     #[arg(long, env = "MUSSEL_DISABLE_AGENT", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     #[arg(help_heading = "Components")]
@@ -176,6 +179,10 @@ pub struct ServerArgs {
     #[arg(long, env = "MUSSEL_DISABLE_KUBE_PROXY", num_args = 0..=1, default_value_t = false)]
     #[arg(default_missing_value = "true", help_heading = "Components")]
     pub disable_kube_proxy: bool,
+    /// Do not enforce network policies
+    #[arg(long, env = "MUSSEL_DISABLE_NETWORK_POLICY", num_args = 0..=1, default_value_t = false)]
+    #[arg(default_missing_value = "true", help_heading = "Components")]
+    pub disable_network_policy: bool,
     /// Leave scheduling to other servers
     #[arg(long, env = "MUSSEL_DISABLE_SCHEDULER", num_args = 0..=1, default_value_t = false)]
     #[arg(default_missing_value = "true", help_heading = "Components")]

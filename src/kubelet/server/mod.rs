@@ -3,6 +3,7 @@
 //! Every request needs an identity and a right to it; both are asked of the API server, and remembered for a while.
 
 mod auth;
+mod local_volumes;
 mod logs;
 mod metrics;
 mod node_logs;
@@ -17,7 +18,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use http::{StatusCode, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -148,6 +149,8 @@ fn router(server: Server) -> Router {
         .route("/metrics/probes", get(metrics::probes))
         .route("/logs/", get(node_logs::root))
         .route("/logs/{*path}", get(node_logs::entry))
+        .route("/localVolumes/make", post(local_volumes::make))
+        .route("/localVolumes/remove", post(local_volumes::remove))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container))
         .route("/run/{namespace}/{pod}/{container}", any(streams::run))
         .route("/run/{namespace}/{pod}/{uid}/{container}", any(streams::run_uid))

@@ -2,6 +2,7 @@
 
 mod atomic;
 mod host;
+pub mod local_path;
 mod projected;
 mod subpath;
 

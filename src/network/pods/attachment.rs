@@ -47,6 +47,16 @@ impl HostPort {
     }
 }
 
+/// The pod that a sandbox is of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// As of when the sandbox was made.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// What a sandbox has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
@@ -57,6 +67,9 @@ pub struct Attachment {
     /// The node's end of the pod's interface.
     pub veth: String,
     pub host_ports: Vec<HostPort>,
+    /// Not known of sandboxes that an earlier version attached.
+    #[serde(default)]
+    pub owner: Owner,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +137,7 @@ impl Attachments {
             mac: String::new(),
             veth: veth_name(&request.sandbox_id),
             host_ports: request.host_ports.clone(),
+            owner: request.owner.clone(),
         };
         self.by_sandbox.insert(attachment.sandbox_id.clone(), attachment.clone());
         Ok(attachment)
@@ -172,7 +186,7 @@ mod tests {
     use super::*;
 
     fn request(id: &str) -> AddRequest {
-        AddRequest { sandbox_id: id.to_owned(), netns: PathBuf::new(), host_ports: Vec::new() }
+        AddRequest { sandbox_id: id.to_owned(), netns: PathBuf::new(), host_ports: Vec::new(), owner: Owner::default() }
     }
 
     #[test]

@@ -105,6 +105,7 @@ mod tests {
             mac: String::new(),
             veth: String::new(),
             host_ports: vec![port],
+            owner: super::super::Owner::default(),
         };
         assert_eq!(
             host_ports([&attachment].into_iter()),

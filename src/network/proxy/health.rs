@@ -160,7 +160,8 @@ mod tests {
             "endpoints": [{"addresses": ["10.42.0.5"], "nodeName": "a"}]}))
         .unwrap();
         let seen_from = |node: &str| {
-            let settings = Settings { node_name: node.into(), local_addresses: BTreeSet::new() };
+            let settings =
+                Settings { node_name: node.into(), local_addresses: BTreeSet::new(), node_addresses: Vec::new() };
             wanted(&settings, &[Arc::new(service.clone())], &[Arc::new(slice.clone())])[&1].clone()
         };
         // A port that is free right now.

@@ -18,6 +18,8 @@ const AFFINITY_SECONDS: i32 = 10_800;
 pub struct Settings {
     pub node_name: String,
     pub local_addresses: BTreeSet<IpAddr>,
+    /// The node's own, on which it is a load balancer.
+    pub node_addresses: Vec<IpAddr>,
 }
 
 /// One port of one Service.
@@ -95,11 +97,16 @@ fn service_ports(settings: &Settings, service: &Service, slices: &[&EndpointSlic
         spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(family).collect();
     let ingress =
         service.status.iter().flat_map(|status| &status.load_balancer).flat_map(|lb| lb.ingress.iter().flatten());
-    let load_balancer_ips: Vec<IpAddr> = ingress
+    let mut load_balancer_ips: Vec<IpAddr> = ingress
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
         .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
         .filter(family)
         .collect();
+    if load_balancer_ips.iter().any(|ip| settings.node_addresses.contains(ip)) {
+        load_balancer_ips.extend(settings.node_addresses.iter().copied().filter(family));
+        load_balancer_ips.sort_unstable();
+        load_balancer_ips.dedup();
+    }
     let source_ranges = spec.load_balancer_source_ranges.iter().flatten();
     let source_ranges: Vec<Cidr> = source_ranges.filter_map(|range| range.trim().parse().ok()).collect();
     let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -209,7 +216,11 @@ mod tests {
             "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
             "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
         });
-        let settings = Settings { node_name: "a".into(), local_addresses: ["10.43.0.10".parse().unwrap()].into() };
+        let settings = Settings {
+            node_name: "a".into(),
+            local_addresses: ["10.43.0.10".parse().unwrap()].into(),
+            node_addresses: vec!["192.0.2.1".parse().unwrap(), "203.0.113.1".parse().unwrap()],
+        };
         let service = Arc::new(serde_json::from_value(service).unwrap());
         plan(&settings, &[service], &[Arc::new(serde_json::from_value(slice).unwrap())])
     }

@@ -1,19 +1,16 @@
 //! A plan as iptables chains, named and shaped as kube-proxy's, so that people and tools that look at them feel at home.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use sha2::{Digest, Sha256};
 
 use super::plan::{ServicePort, Targets};
+use crate::chains::{Chains, push};
 use crate::cidr::Cidr;
 
 /// The mark on packets that have to be masqueraded on their way out.
 const MARK: &str = "0x4000";
-
-/// The chains of one table, each with its rules (without `-A <chain>`).
-pub type Chains = BTreeMap<String, Vec<String>>;
 
 /// What a table has to look like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -223,10 +220,6 @@ fn targets(
             push(&mut tables.nat, endpoint_chain, rule);
         }
     }
-}
-
-fn push(chains: &mut Chains, chain: &str, rule: String) {
-    chains.entry(chain.to_owned()).or_default().push(rule);
 }
 
 /// A name of at most 28 characters (iptables' limit) that is the same after a restart.

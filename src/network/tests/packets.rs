@@ -13,7 +13,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use mussel_client::informer::Informer;
 use mussel_network::host;
 use mussel_network::iptables::Iptables;
-use mussel_network::pods::{AddRequest, Config, HostPort, PodNetwork, Protocol};
+use mussel_network::pods::{AddRequest, Config, HostPort, Owner, PodNetwork, Protocol};
 use mussel_network::proxy::{self, Proxy};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
@@ -27,12 +27,14 @@ fn network(dir: &tempfile::TempDir) -> PodNetwork {
         bridge: "cni0".to_owned(),
         mtu: 1500,
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+        lent_ports: Default::default(),
+        policies: None,
     };
     PodNetwork::open(config).unwrap()
 }
 
 fn request(id: &str, sandbox: &Sandbox, host_ports: Vec<HostPort>) -> AddRequest {
-    AddRequest { sandbox_id: id.to_owned(), netns: sandbox.path(), host_ports }
+    AddRequest { sandbox_id: id.to_owned(), netns: sandbox.path(), host_ports, owner: Owner::default() }
 }
 
 #[test]
@@ -90,6 +92,8 @@ async fn with_proxy(services: Vec<Value>, slices: Vec<Value>, check: impl FnOnce
         node_name: "a".to_owned(),
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         local_addresses: Default::default(),
+        node_addresses: Vec::new(),
+        lent_ports: Default::default(),
         iptables: Iptables::find().unwrap(),
     };
     let proxy = Proxy::new(config, objects::<Service>(services), objects::<EndpointSlice>(slices));

@@ -15,7 +15,7 @@ use mussel_client::Informers;
 use mussel_network::backend::Backend;
 use mussel_network::host;
 use mussel_network::peers::{self, Peers};
-use mussel_network::pods::{AddRequest, Config, PodNetwork};
+use mussel_network::pods::{AddRequest, Config, Owner, PodNetwork};
 use mussel_network::uplink::Uplink;
 use nix::sched::{CloneFlags, setns, unshare};
 use support::api::Api;
@@ -118,10 +118,13 @@ impl TestNode {
                     bridge: "cni0".to_owned(),
                     mtu: backend.pod_mtu(uplink.mtu, uplink.ip),
                     cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+                    lent_ports: Default::default(),
+                    policies: None,
                 });
                 let pods = pods.unwrap();
                 pods.set_pod_cidr(cidr).await.unwrap();
-                let request = AddRequest { sandbox_id: name.to_owned(), netns: pod, host_ports: Vec::new() };
+                let (sandbox_id, owner) = (name.to_owned(), Owner::default());
+                let request = AddRequest { sandbox_id, netns: pod, host_ports: Vec::new(), owner };
                 pods.add(&request).await.unwrap();
                 let informers = Informers::new(api.client(), stopped.clone());
                 let config = peers::Config {
