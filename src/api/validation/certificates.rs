@@ -188,7 +188,7 @@ mod tests {
         let (approved, denied) = (condition("Approved", "True"), condition("Denied", "True"));
         let check = |new: &Value, old: &Value| said(certificate_signing_request_status(new, old)).join("; ");
         let none = json!({});
-        assert_eq!(check(&object(&[approved.clone()], PEM), &none), "");
+        assert_eq!(check(&object(std::slice::from_ref(&approved), PEM), &none), "");
         assert!(
             check(&object(&[approved.clone(), denied], PEM), &none)
                 .contains("[1].type: Invalid value: \"Denied\": Approved and")
@@ -199,7 +199,7 @@ mod tests {
         assert!(check(&object(&[condition("Failed", "False")], PEM), &none).contains("[0].status: Unsupported value"));
         assert!(check(&object(&[], "x"), &none).contains("at least one CERTIFICATE"));
         assert!(check(&object(&[], &PEM.replace("CERT", "X CERT")), &none).contains("found \"X CERTIFICATE\""));
-        let old = object(&[approved.clone()], PEM);
+        let old = object(std::slice::from_ref(&approved), PEM);
         assert!(check(&object(&[], PEM), &old).contains("may not remove a condition of type \"Approved\""));
         assert!(check(&object(&[approved], &PEM.repeat(2)), &old).contains("may not modify existing certificate"));
     }

@@ -17,6 +17,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
 use libc::{c_int, c_uint};
@@ -95,12 +96,39 @@ pub(crate) fn reserve_segment(file: &File) -> io::Result<()> {
     if missing == 0 { Ok(()) } else { allocate(file, length, missing) }
 }
 
-/// As long as `bytes` from now on, with room for them where the file system can take it ahead.
-pub(crate) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+/// As long as `bytes` from now on, and zero. Room alone is not enough: on ext4 the first write to a block that was only
+/// reserved changes the file system's own records, and where its journal has been given up after an error, that change is
+/// lost without a word (`fdatasync` succeeds, the block reads as zeros once it is mounted again).
+pub(crate) fn fill(file: &File, bytes: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    static PIECE: [u8; 64 << 10] = [0; 64 << 10];
+
     match allocate(file, 0, bytes) {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => file.set_len(bytes),
-        answer => answer,
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+        _ => {}
     }
+    let mut at = 0;
+    while at < bytes {
+        let piece = PIECE.len().min(usize::try_from(bytes - at).unwrap_or(PIECE.len()));
+        file.write_all_at(&PIECE[..piece], at)?;
+        at += piece as u64;
+    }
+    Ok(())
+}
+
+/// Whether the file system of `dir` still takes changes and makes them durable. After an error in its own records ext4 has
+/// given up its journal: what is written to blocks that are there still works, and so does `fdatasync`, which then says
+/// nothing of what the journal should have had.
+///
+/// # Errors
+/// It does not.
+pub(crate) fn prove_writable(dir: &Path) -> io::Result<()> {
+    let path = dir.join("probe");
+    let file = File::create(&path)?;
+    file.set_len(1)?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::remove_file(&path)
 }
 
 fn allocate(file: &File, from: u64, bytes: u64) -> io::Result<()> {

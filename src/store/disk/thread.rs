@@ -19,6 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
 use crate::disk::database::Database;
+use crate::disk::durable;
 use crate::disk::engine::Writes;
 use crate::disk::identity::Marker;
 use crate::disk::journal::{Encoded, Journal};
@@ -259,11 +260,11 @@ fn stopped() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the store's disk thread has stopped")
 }
 
-/// Files are opened again only where the engine has room to do so.
-fn has_room(dir: &Path) -> io::Result<()> {
+/// Files are opened again only where the engine has room to do so, and the file system is to be trusted.
+fn can_go_on(dir: &Path) -> io::Result<()> {
     match space::free_bytes(dir)? {
         free if free < OPEN_FREE_BYTES_MIN => Err(io::Error::from(io::ErrorKind::StorageFull)),
-        _ => Ok(()),
+        _ => durable::prove_writable(dir),
     }
 }
 

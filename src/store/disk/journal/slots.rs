@@ -53,7 +53,7 @@ impl Place {
             Self::Directory(dir) => {
                 let path = dir.join(number.to_string());
                 let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
-                let made = durable::reserve(&file, bytes).and_then(|()| file.sync_all()).and_then(|()| sync_dir(dir));
+                let made = durable::fill(&file, bytes).and_then(|()| file.sync_all()).and_then(|()| sync_dir(dir));
                 if let Err(error) = made {
                     // Half of a file would take room that others need.
                     let _ = fs::remove_file(&path);

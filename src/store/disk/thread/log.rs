@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::disk::journal::{Encoded, Journal, Staged};
 use crate::disk::pace::Pace;
-use crate::disk::thread::{Part, Shared, copy, has_room};
+use crate::disk::thread::{Part, Shared, can_go_on, copy};
 use crate::metrics::Metrics;
 use crate::raft::{LogId, Types};
 
@@ -132,7 +132,7 @@ impl Writer {
                 Part::Log,
                 &self.file,
                 || self.write(&round),
-                || has_room(&self.dir).and_then(|()| self.journal.reopen()),
+                || can_go_on(&self.dir).and_then(|()| self.journal.reopen()),
             );
             let pause = self.pace.pause(round.bytes());
             self.end(round, result);

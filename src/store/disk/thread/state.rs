@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::disk::database::Database;
 use crate::disk::engine::Writes;
 use crate::disk::identity::Marker;
-use crate::disk::thread::{Part, Shared, copy, has_room};
+use crate::disk::thread::{Part, Shared, can_go_on, copy};
 
 /// Rounds are cut here, so that the first of many waiting writes is not held up by the last.
 const JOBS_PER_ROUND_MAX: usize = 256;
@@ -70,7 +70,7 @@ impl Writer {
                 Part::State,
                 self.engine.file(),
                 || self.write(&round),
-                || has_room(&self.dir).and_then(|()| self.engine.reopen()),
+                || can_go_on(&self.dir).and_then(|()| self.engine.reopen()),
             );
             round.finish(&result);
         }
