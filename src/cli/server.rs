@@ -1,5 +1,6 @@
 //! A server: the control plane and, unless told otherwise, a node. Starts the parts in order and stops them in reverse.
 
+mod certificates;
 mod group;
 mod signer;
 
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use mussel_apiserver::{ApiServer, OldestTls, PeerTls, ServerTls, ServingCert};
-use mussel_client::{ClientIdentity, Informers, LeaderGate, Recorder};
+use mussel_apiserver::{ApiServer, OldestTls, PeerTls, ServerTls};
+use mussel_client::{Informers, LeaderGate, Recorder};
 use mussel_cluster::addons::{Bundled, Deployer};
 use mussel_cluster::bootstrap_data::BootstrapData;
 use mussel_cluster::expiry::ExpirationSeconds;
@@ -24,28 +25,26 @@ use mussel_cluster::servers::{Record, Servers};
 use mussel_cluster::settings::ClusterSettings;
 use mussel_cluster::supervisor::Supervisor;
 use mussel_cluster::tunnel::Tunnels;
-use mussel_cluster::{bootstrap_tokens, ca_rotation, expiry, kubeconfig, token, token_rotation};
+use mussel_cluster::{bootstrap_tokens, ca_rotation, expiry, token, token_rotation};
 use mussel_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
+use certificates::{Certificates, renew, write_kubeconfig};
 use group::Entry;
 use signer::ApiSigner;
 
 use super::args::ServerArgs;
 use super::components::{self, KubeletArguments, ServerArguments, Unused};
 use super::node::{self, NodeConfig};
-use super::node_address::OwnAddress;
 use super::parts::Parts;
 use super::snapshots::Snapshots;
-use super::{admin, host_user, node_address, notify, preflight, process, reset, snapshots};
+use super::{admin, node_address, notify, preflight, process, reset, snapshots};
 
 /// A group that has a majority has a leader within this.
 const HEAD_START: Duration = Duration::from_secs(5);
-/// Certificates are looked at this often; they are made anew when 120 of their 365 days are left.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(12 * 3600);
 /// Pods of one node get a network of this size: 254 addresses.
 const NODE_CIDR_MASK: u8 = 24;
 /// Names for `--disable` of parts that k3s brings as manifests and mussel has built in or not at all.
@@ -538,80 +537,6 @@ impl OwnNode<'_> {
     "this server was removed from the cluster; to join again, remove <data-dir>/server/db and start it with --server"
 )]
 struct RemovedFromGroup;
-
-/// The certificates that are shown, replaceable under way.
-#[derive(Clone)]
-struct Certificates {
-    api: Arc<ServingCert>,
-    kubelet: Arc<ServingCert>,
-    /// To other servers, as their server and as their client.
-    peer: Arc<ServingCert>,
-    peer_client: Arc<ClientIdentity>,
-}
-
-impl Certificates {
-    fn ensure(pki: &Pki, settings: &Settings) -> anyhow::Result<Self> {
-        let (api, _) = pki.leaf(&settings.serving_leaf()?)?;
-        let (kubelet, _) = pki.leaf(&settings.kubelet_leaf())?;
-        let (peer, _) = pki.leaf(&Leaf::peer(&settings.node_name))?;
-        Ok(Self {
-            peer: ServingCert::new(peer.cert_pem.as_bytes(), peer.key_pem.as_bytes())?,
-            peer_client: ClientIdentity::new(peer.cert_pem.as_bytes(), peer.key_pem.as_bytes())?,
-            api: ServingCert::new(api.cert_pem.as_bytes(), api.key_pem.as_bytes())?,
-            kubelet: ServingCert::new(kubelet.cert_pem.as_bytes(), kubelet.key_pem.as_bytes())?,
-        })
-    }
-
-    fn renew(&self, pki: &Pki, settings: &Settings) -> anyhow::Result<()> {
-        for (leaf, shown) in [(settings.serving_leaf()?, &self.api), (settings.kubelet_leaf(), &self.kubelet)] {
-            let (pair, new) = pki.leaf(&leaf)?;
-            if new {
-                shown.replace(pair.cert_pem.as_bytes(), pair.key_pem.as_bytes())?;
-            }
-        }
-        let (peer, new) = pki.leaf(&Leaf::peer(&settings.node_name))?;
-        if new {
-            self.peer.replace(peer.cert_pem.as_bytes(), peer.key_pem.as_bytes())?;
-            self.peer_client.replace(peer.cert_pem.as_bytes(), peer.key_pem.as_bytes())?;
-        }
-        Ok(())
-    }
-}
-
-fn write_kubeconfig(pki: &Pki, settings: &Settings) -> anyhow::Result<()> {
-    let (admin, _) = pki.leaf(&admin_leaf())?;
-    let host = match settings.args.node.bind_address {
-        ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        ip => ip,
-    };
-    let server = format!("https://{}", SocketAddr::new(host, settings.args.https_listen_port));
-    let args = &settings.args;
-    let text = kubeconfig::render(&args.write_kubeconfig_name, &server, pki.server_ca.cert_pem(), &admin);
-    kubeconfig::write(&args.write_kubeconfig, &text, args.write_kubeconfig_mode)?;
-    if let Some(group) = &args.write_kubeconfig_group {
-        host_user::give_to_group(&args.write_kubeconfig, group)?;
-    }
-    Ok(())
-}
-
-/// Renews certificates before they expire, and when this machine gets another address, for as long as the server runs.
-async fn renew(pki: Arc<Pki>, certificates: Certificates, mut settings: Settings, stop: CancellationToken) {
-    let (ip, interface) = (settings.args.node.node_ip, settings.args.node.flannel_iface.clone());
-    let own_ip = move || node_address::node_ip(ip, interface.as_deref());
-    let mut addresses = OwnAddress::watch(settings.node_ip);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = time::sleep(CERTIFICATE_CHECK) => {}
-            // The advertised address stays in the certificate, whether or not it is the one that went.
-            ip = addresses.changed(&own_ip) => settings.node_ip = ip,
-        }
-        let renewed = certificates.renew(&pki, &settings).and_then(|()| write_kubeconfig(&pki, &settings));
-        if let Err(error) = renewed {
-            tracing::error!(error = format!("{error:#}"), "certificates are not renewed");
-        }
-    }
-}
 
 /// The manifests that every cluster starts with.
 fn bundled(settings: &Settings) -> Vec<Bundled> {
