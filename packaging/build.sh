@@ -13,8 +13,8 @@ if [ "$profile" = dev ]; then folder=debug; fi
 if [ "${1:-}" = --print ]; then echo "$dir/$target/$folder/mussel"; exit 0; fi
 # Static and not position independent: the idle shims then share nearly all of their memory.
 # --target keeps these flags away from build scripts and procedural macros, which cannot be static.
-# A panic aborts in all profiles but dev: nobody reads the tables for unwinding, 2 MB.
+# Tests' profile unwinds.
 tables=
-if [ "$profile" != dev ]; then tables='-C force-unwind-tables=no'; fi
+if [ "$profile" != dev ]; then tables="-C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,-T,$root/packaging/no-unwind.ld"; fi
 RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static $tables ${RUSTFLAGS:-}" \
     cargo build --manifest-path "$root/Cargo.toml" --locked --profile "$profile" --target "$target" --bin mussel

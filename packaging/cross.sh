@@ -44,7 +44,7 @@ mount --bind "$home/registry" "$chroot/cargo-home/registry"
 mount -t proc proc "$chroot/proc"
 # As in build.sh.
 tables=
-if [ "$profile" != dev ]; then tables='-C force-unwind-tables=no'; fi
+if [ "$profile" != dev ]; then tables='-C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,-T,/src/packaging/no-unwind.ld'; fi
 chroot "$chroot" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CARGO_HOME=/cargo-home CARGO_TARGET_DIR=/src/target/arm64 \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar \
