@@ -9,6 +9,9 @@ from lab import wait_for
 PLUGIN = r"""#!/bin/sh
 set -e
 cat > /dev/null
+# Plugins are called for several pods at the same time.
+exec 9> {state}/lock
+flock 9
 echo "$CNI_COMMAND $CNI_IFNAME $CNI_ARGS" >> {state}/calls
 inside() {{ nsenter --net="$CNI_NETNS" ip "$@"; }}
 case $CNI_COMMAND in

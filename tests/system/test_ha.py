@@ -184,8 +184,8 @@ class Servers(lab.ClusterCase):
         status = json.loads(first.exec(lab.BINARY, "store", "status", "-o", "json", *first.local()).out)
         self.assertEqual(sorted(member["address"] for member in status["members"]),
                          sorted(f"{server.ip}:6443" for server in self.c.servers))
-        addresses = self.c.node(machine)["status"]["addresses"]
-        self.assertIn({"type": "InternalIP", "address": machine.ip}, addresses)
+        own = {"type": "InternalIP", "address": machine.ip}
+        wait_for("the Node's address", lambda: own in self.c.node(machine)["status"]["addresses"], 30)
 
     def test_9_a_majority_that_is_lost_for_good(self):
         last, *lost = self.c.servers
