@@ -144,7 +144,6 @@ impl Interval {
 
     fn usage(&self, before: Option<&Figures>, last: &Figures) -> Option<Usage> {
         let (cpu, memory) = (last.cpu_seconds?, last.memory_bytes?);
-        #[allow(clippy::cast_precision_loss)]
         let now = self.last.time.as_millisecond() as f64 / 1000.0;
         let same = before.filter(|before| before.started == last.started);
         let (used, seconds) = match same.and_then(|before| before.cpu_seconds) {
@@ -157,7 +156,6 @@ impl Interval {
             return None;
         }
         // Casts of floats saturate.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         Some(Usage { nano_cores: (used / seconds * 1e9) as u64, memory_bytes: memory as u64 })
     }
 }

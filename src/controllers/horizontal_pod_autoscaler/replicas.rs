@@ -252,13 +252,11 @@ fn ratio(metrics: &Metrics, requests: &BTreeMap<String, i64>, target: Target) ->
     }
 }
 
-#[allow(clippy::cast_precision_loss)]
 fn as_f64(number: i64) -> f64 {
     number as f64
 }
 
 /// Rounded up; casts of floats saturate.
-#[allow(clippy::cast_possible_truncation)]
 fn up(number: f64) -> i64 {
     (number.ceil() as i64).clamp(0, i64::from(i32::MAX))
 }
