@@ -59,6 +59,8 @@ impl Place {
                     let _ = fs::remove_file(&path);
                     return Err(error);
                 }
+                // The kernel has it in large pieces, and would write a whole piece for each small append.
+                durable::forget_cached(&file);
                 Ok(Slot::File(Arc::new(file), number))
             }
             #[cfg(test)]
